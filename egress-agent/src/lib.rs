@@ -1,1 +1,17 @@
-//! x
+//! The node agent: declared state in, kernel state out.
+//!
+//! Data goes one way: `source` → `index` → `compile` → `reconcile` → `datapath`; `node` tells
+//! where the pods of this node are, `gateway` renders the egress gateways' configuration from the
+//! same index, `telemetry` and `cli` read what the kernel reports. `index`, `compile` and the
+//! planning half of `reconcile` are pure: no I/O, no clock, no lock.
+
+pub mod api;
+pub mod cli;
+pub mod compile;
+pub mod datapath;
+pub mod gateway;
+pub mod index;
+pub mod node;
+pub mod reconcile;
+pub mod source;
+pub mod telemetry;

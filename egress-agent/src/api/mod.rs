@@ -1,0 +1,70 @@
+//! The objects that Sallyport reads.
+//!
+//! `EgressLockdown` is its own. `VirtualGateway`, `ExternalService` and `AccessPolicy` have the
+//! `spec` of Gloo Mesh's v2 objects of the same name, so the same types serve both groups.
+
+pub mod access_policy;
+pub mod external_service;
+pub mod lockdown;
+pub mod virtual_gateway;
+
+pub use access_policy::{AccessPolicy, AccessPolicySpec};
+pub use external_service::{ExternalService, ExternalServiceSpec};
+pub use lockdown::{EgressLockdown, EgressLockdownSpec};
+pub use virtual_gateway::{VirtualGateway, VirtualGatewaySpec};
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// API group of Sallyport's own objects.
+pub const GROUP: &str = "sallyport.dev";
+/// Version of Sallyport's own objects.
+pub const VERSION: &str = "v1alpha1";
+/// Gloo Mesh's group of `VirtualGateway` and `ExternalService`; version `v2`.
+pub const GLOO_NETWORKING_GROUP: &str = "networking.gloo.solo.io";
+/// Gloo Mesh's group of `AccessPolicy`; version `v2`.
+pub const GLOO_SECURITY_GROUP: &str = "security.policy.gloo.solo.io";
+
+/// Selects objects by name, namespace, labels and cluster; every field that is given must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectSelector {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Fields that are not supported; see [`Unsupported`].
+    #[serde(flatten)]
+    pub other: Unsupported,
+}
+
+/// Names an object, possibly of another namespace or cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectRef {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+}
+
+/// A port by number, by name, or both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PortRef {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Fields of an object that no type of ours names. They are kept so that they can be reported,
+/// and refused where ignoring them would allow more.
+pub type Unsupported = BTreeMap<String, serde_json::Value>;

@@ -1,0 +1,32 @@
+//! Where the pods of this node are: their cgroups, network namespaces and devices.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What was found of the pods, by UID.
+pub type Sightings = BTreeMap<String, Sighting>;
+
+/// What was found of one pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sighting {
+    /// Id of the pod's cgroup: the inode of its directory below the cgroup2 mount.
+    pub cgroup: Option<u64>,
+    /// That directory.
+    pub cgroup_path: Option<PathBuf>,
+    /// Host-side devices whose peer is in one of the pod's network namespaces, sorted by index.
+    pub devices: Vec<Device>,
+    /// A process of the pod is in the node's own network namespace.
+    pub host_network: bool,
+    /// The pod has a process, so that its network namespace could be looked at.
+    pub running: bool,
+    /// Why it can't be covered, in words; none if it can.
+    pub uncoverable: Option<String>,
+}
+
+/// A network device of the node that leads to a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Device {
+    /// Interface index in the node's network namespace.
+    pub ifindex: u32,
+    pub name: String,
+}
