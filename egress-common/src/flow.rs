@@ -1,0 +1,253 @@
+//! Flows: what was opened from outside a pod, so that its replies pass, and what was opened by the
+//! pod, so that an answer to that is not mistaken for something opened from outside.
+
+use crate::limits::{
+    ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
+};
+use crate::maps::{Endpoint, Flow, FlowKey};
+use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, icmp};
+use crate::tables::{Full, Tables};
+
+/// The pod has sent a FIN.
+pub const CLOSED_BY_POD: u32 = 1;
+/// The other end has sent a FIN.
+pub const CLOSED_BY_PEER: u32 = 2;
+/// Either end has sent a RST.
+pub const RESET: u32 = 4;
+
+#[inline(always)]
+pub fn bytes(address: Address) -> [u8; 16] {
+    let [a, b, c, d] = address;
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
+    let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
+    [
+        a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+    ]
+}
+
+/// Key of the flow between the pod and a peer.
+#[inline(always)]
+pub fn key(slot: u32, proto: u8, peer: Address, peer_port: [u8; 2], pod_port: [u8; 2]) -> FlowKey {
+    FlowKey {
+        slot,
+        peer_be: bytes(peer),
+        peer_port_be: peer_port,
+        pod_port_be: pod_port,
+        proto,
+        pad: [0; 3],
+    }
+}
+
+/// How long a flow opened from outside stands without a packet. Nanoseconds.
+const fn idle_ns(proto: u8, state: u32) -> u64 {
+    match proto {
+        TCP if state & RESET != 0 => TCP_RESET_NS,
+        TCP if state & (CLOSED_BY_POD | CLOSED_BY_PEER) == CLOSED_BY_POD | CLOSED_BY_PEER => {
+            TCP_CLOSED_NS
+        }
+        UDP => UDP_IDLE_NS,
+        ICMP | ICMPV6 => ICMP_IDLE_NS,
+        _ => TCP_IDLE_NS,
+    }
+}
+
+/// Whether the flow is this pod's, and not over.
+#[inline(always)]
+fn stands(flow: &Flow, endpoint: &Endpoint, now_ns: u64, idle_ns: u64) -> bool {
+    flow.seen_ns >= endpoint.since_ns && now_ns.saturating_sub(flow.seen_ns) <= idle_ns
+}
+
+/// What a TCP packet does to the state of its flow.
+#[inline(always)]
+const fn closing(headers: &Headers, fin: u32) -> u32 {
+    if headers.proto != TCP {
+        return 0;
+    }
+    let mut state = 0;
+    if headers.flags & TCP_FIN != 0 {
+        state |= fin;
+    }
+    if headers.flags & TCP_RST != 0 {
+        state |= RESET;
+    }
+    state
+}
+
+/// Whether a packet of the pod with these ends would be in a flow that was opened from outside.
+#[inline(always)]
+pub fn opened_from_outside<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
+    let key = key(
+        endpoint.slot,
+        headers.proto,
+        headers.dst,
+        headers.dst_port,
+        headers.src_port,
+    );
+    match tables.flow_in(&key) {
+        Some(flow) => stands(
+            &flow,
+            endpoint,
+            tables.now_ns(),
+            idle_ns(key.proto, flow.state),
+        ),
+        None => false,
+    }
+}
+
+/// A packet from the pod: is it a reply in a flow that was opened from outside?
+#[inline(never)]
+pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
+    let may_reply = match headers.proto {
+        ICMP => headers.flags == icmp::ECHO_REPLY,
+        ICMPV6 => matches!(headers.flags, icmp::ECHO_REPLY_V6 | icmp::NEIGHBOUR_ADVERT),
+        UDP => true,
+        _ => !headers.opens(),
+    };
+    if !may_reply {
+        return false;
+    }
+    let key = key(
+        endpoint.slot,
+        headers.proto,
+        headers.dst,
+        headers.dst_port,
+        headers.src_port,
+    );
+    let Some(mut flow) = tables.flow_in(&key) else {
+        return false;
+    };
+    let now_ns = tables.now_ns();
+    if !stands(&flow, endpoint, now_ns, idle_ns(headers.proto, flow.state)) {
+        return false;
+    }
+    let state = flow.state | closing(headers, CLOSED_BY_POD);
+    if state != flow.state || now_ns.saturating_sub(flow.seen_ns) > TOUCH_NS {
+        flow = Flow {
+            seen_ns: now_ns,
+            state,
+            pad: 0,
+        };
+        // An entry that is not written anew ends earlier: closed, not open.
+        let _ = tables.set_flow_in(&key, &flow);
+    }
+    true
+}
+
+/// A packet of TCP, UDP or SCTP that [`Headers::opens`] passed, not as a reply: remembers that the
+/// pod opened this flow.
+#[inline(never)]
+pub fn remember_opened_by_pod<T: Tables>(
+    tables: &T,
+    endpoint: &Endpoint,
+    headers: &Headers,
+) -> Result<(), Full> {
+    let key = key(
+        endpoint.slot,
+        headers.proto,
+        headers.dst,
+        headers.dst_port,
+        headers.src_port,
+    );
+    touch_out(tables, endpoint, &key, true)
+}
+
+/// A packet to the pod: remembers the flow if it is opened from outside, and its end.
+#[inline(always)]
+pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
+    let solicits = headers.proto == ICMPV6 && headers.flags == icmp::NEIGHBOUR_SOLICIT;
+    let opens = headers.opens() || solicits;
+    let closes = closing(headers, CLOSED_BY_PEER);
+    if !opens && closes == 0 {
+        return;
+    }
+    let key = key(
+        endpoint.slot,
+        headers.proto,
+        headers.src,
+        headers.src_port,
+        headers.dst_port,
+    );
+    let now_ns = tables.now_ns();
+    if let Some(flow) = tables.flow_in(&key)
+        && stands(&flow, endpoint, now_ns, idle_ns(headers.proto, flow.state))
+    {
+        // A new SYN on the same ports opens the flow anew.
+        let state = if opens && headers.proto == TCP {
+            0
+        } else {
+            flow.state | closes
+        };
+        if state != flow.state || now_ns.saturating_sub(flow.seen_ns) > TOUCH_NS {
+            // Not written: the flow ends earlier than it could. Closed, not open.
+            let _ = tables.set_flow_in(
+                &key,
+                &Flow {
+                    seen_ns: now_ns,
+                    state,
+                    pad: 0,
+                },
+            );
+        }
+        return;
+    }
+    if !opens {
+        return;
+    }
+    // An answer to what the pod itself has opened opens nothing.
+    if !matches!(headers.proto, ICMP | ICMPV6) && out_stands(tables, endpoint, &key, now_ns) {
+        let _ = touch_out(tables, endpoint, &key, false);
+        return;
+    }
+    // Not written: the reply is dropped. Closed, not open.
+    let _ = tables.set_flow_in(
+        &key,
+        &Flow {
+            seen_ns: now_ns,
+            state: 0,
+            pad: 0,
+        },
+    );
+}
+
+const fn out_idle_ns(proto: u8) -> u64 {
+    match proto {
+        UDP => OUT_IDLE_NS,
+        _ => TCP_IDLE_NS,
+    }
+}
+
+#[inline(always)]
+fn out_stands<T: Tables>(tables: &T, endpoint: &Endpoint, key: &FlowKey, now_ns: u64) -> bool {
+    match tables.flow_out(key) {
+        Some(flow) => stands(&flow, endpoint, now_ns, out_idle_ns(key.proto)),
+        None => false,
+    }
+}
+
+/// Writes the time of a flow opened by the pod, at most every `TOUCH_NS`.
+#[inline(always)]
+fn touch_out<T: Tables>(
+    tables: &T,
+    endpoint: &Endpoint,
+    key: &FlowKey,
+    create: bool,
+) -> Result<(), Full> {
+    let now_ns = tables.now_ns();
+    let fresh = match tables.flow_out(key) {
+        Some(flow) => {
+            flow.seen_ns >= endpoint.since_ns && now_ns.saturating_sub(flow.seen_ns) <= TOUCH_NS
+        }
+        None => !create,
+    };
+    if fresh {
+        return Ok(());
+    }
+    tables.set_flow_out(
+        key,
+        &Flow {
+            seen_ns: now_ns,
+            state: 0,
+            pad: 0,
+        },
+    )
+}

@@ -14,5 +14,5 @@ pub mod packet;
 pub mod reason;
 pub mod tables;
 
-// pub use decide::{Outcome, Side};
+pub use decide::{Outcome, Side};
 pub use reason::{Reason, Verdict};

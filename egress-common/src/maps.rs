@@ -64,6 +64,9 @@ pub struct Endpoint {
     pub pad: u8,
     /// The pod's IPv6 address, network byte order; zero if it has none.
     pub v6_be: [u8; 16],
+    /// When the pod got its slot, nanoseconds of the kernel's monotonic clock. Flows and fragments
+    /// last seen before are those of the slot's last owner.
+    pub since_ns: u64,
 }
 
 /// Key of `sp_exact4`.
@@ -264,8 +267,8 @@ pub struct Config {
     pub qos_cgroups: [u64; 2],
     /// Depth of kubepods below the cgroup2 root.
     pub kubepods_level: u32,
-    /// Events per second, pod and CPU.
-    pub event_rate: u32,
+    /// Nanoseconds for which one more event is allowed, per pod and CPU.
+    pub event_interval_ns: u32,
     /// Events at once, per pod and CPU.
     pub event_burst: u32,
     /// `MODE_ENFORCE`: packets of unknown pods are dropped. `MODE_OFF`: they pass.
@@ -286,6 +289,8 @@ pub struct PodInfo {
     pub pad: [u8; 4],
     /// Cgroup id of the pod.
     pub cgroup: u64,
+    /// `Endpoint::since_ns` of the slot.
+    pub since_ns: u64,
 }
 
 /// Value of `sp_policy_info`, key is the policy's number.
@@ -331,8 +336,8 @@ macro_rules! layout {
 pub(crate) use layout;
 
 layout! {
-    Endpoint = 32, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
+    Endpoint = 40, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
     PortRange = 8, PrefixRule = 132, FlowKey = 28, Flow = 16, FragmentKey = 28, Fragment = 16,
-    OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 368,
+    OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 376,
     PolicyInfo = 56, RuleKey = 8, RuleInfo = 192,
 }

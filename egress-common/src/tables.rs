@@ -1,0 +1,33 @@
+//! The tables that the decision looks things up in, and remembers flows in.
+//!
+//! The kernel programs implement this over BPF maps, tests and `egressctl` over anything else.
+
+use crate::maps::{
+    ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey, PrefixKey4, PrefixKey6,
+    PrefixRule,
+};
+
+/// Whether a table took what it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+pub trait Tables {
+    /// Nanoseconds of the monotonic clock. Read only where a flow or fragment is found or written.
+    fn now_ns(&self) -> u64;
+
+    fn exact4(&self, key: &ExactKey4) -> Option<ExactRule>;
+    fn exact6(&self, key: &ExactKey6) -> Option<ExactRule>;
+    /// Longest match among the prefixes of the key's policy.
+    fn prefix4(&self, key: PrefixKey4) -> Option<&PrefixRule>;
+    fn prefix6(&self, key: PrefixKey6) -> Option<&PrefixRule>;
+
+    /// Flows opened from outside the pod.
+    fn flow_in(&self, key: &FlowKey) -> Option<Flow>;
+    fn set_flow_in(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full>;
+    /// Flows opened by the pod.
+    fn flow_out(&self, key: &FlowKey) -> Option<Flow>;
+    fn set_flow_out(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full>;
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) -> Result<(), Full>;
+}

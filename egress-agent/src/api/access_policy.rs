@@ -10,7 +10,12 @@ use super::{ObjectSelector, PortRef, Unsupported};
 
 /// Admits service accounts to destinations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
-#[kube(group = "sallyport.dev", version = "v1alpha1", kind = "AccessPolicy", namespaced)]
+#[kube(
+    group = "sallyport.dev",
+    version = "v1alpha1",
+    kind = "AccessPolicy",
+    namespaced
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessPolicySpec {
     #[serde(default)]

@@ -8,7 +8,12 @@ use super::{ObjectRef, Unsupported};
 
 /// A service outside the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
-#[kube(group = "sallyport.dev", version = "v1alpha1", kind = "ExternalService", namespaced)]
+#[kube(
+    group = "sallyport.dev",
+    version = "v1alpha1",
+    kind = "ExternalService",
+    namespaced
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalServiceSpec {
     /// Host names; `*.example.com` is every name below it. Either this or `addresses`.

@@ -32,7 +32,9 @@ pub struct EgressLockdownSpec {
     pub gateway_access: GatewayAccess,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum Mode {
     /// The pods are not held by this object.
     Off,
@@ -77,15 +79,25 @@ pub struct Allow {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self { cluster: default_cluster(), dns: AllowDns::default(), cidrs: Vec::new() }
+        Self {
+            cluster: default_cluster(),
+            dns: AllowDns::default(),
+            cidrs: Vec::new(),
+        }
     }
 }
 
 fn default_cluster() -> Vec<ClusterPart> {
-    vec![ClusterPart::Pods, ClusterPart::Services, ClusterPart::APIServer]
+    vec![
+        ClusterPart::Pods,
+        ClusterPart::Services,
+        ClusterPart::APIServer,
+    ]
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum ClusterPart {
     /// The pod CIDRs, without the nodes' addresses in them.
     Pods,
@@ -111,7 +123,10 @@ pub struct AllowDns {
 
 impl Default for AllowDns {
     fn default() -> Self {
-        Self { cluster: true, resolvers: Vec::new() }
+        Self {
+            cluster: true,
+            resolvers: Vec::new(),
+        }
     }
 }
 

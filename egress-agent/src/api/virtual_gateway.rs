@@ -8,7 +8,12 @@ use super::{ObjectSelector, Unsupported};
 
 /// An egress gateway.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
-#[kube(group = "sallyport.dev", version = "v1alpha1", kind = "VirtualGateway", namespaced)]
+#[kube(
+    group = "sallyport.dev",
+    version = "v1alpha1",
+    kind = "VirtualGateway",
+    namespaced
+)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualGatewaySpec {
     /// The gateway's pods.

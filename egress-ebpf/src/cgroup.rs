@@ -1,0 +1,122 @@
+//! The cgroup hooks: host-network pods, and every pod that has no device hook yet.
+
+use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
+use aya_ebpf::programs::SkBuffContext;
+use egress_common::event::HOOK_CGROUP;
+use egress_common::maps::{
+    Config, DENY_DROP, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_OFF, NO_RULE,
+};
+use egress_common::packet::{self, Headers};
+use egress_common::{Outcome, Reason, Side, Verdict, decide};
+
+use crate::maps::{CGROUPS, KernelTables, config};
+use crate::report::{self, Place};
+use crate::skb::Skb;
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+
+/// Every network namespace's loopback device.
+const LOOPBACK: u32 = 1;
+
+/// Id of the pod's cgroup: the first directory below kubepods that is not one of QoS.
+#[inline(always)]
+fn pod_cgroup(ctx: &SkBuffContext, config: &Config) -> u64 {
+    let level = config.kubepods_level as i32 + 1;
+    // SAFETY: the context is valid for as long as the program runs.
+    let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level) };
+    if config.qos_cgroups[0] != id && config.qos_cgroups[1] != id {
+        return id;
+    }
+    // SAFETY: as above.
+    unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level + 1) }
+}
+
+#[inline(always)]
+pub fn egress(ctx: &SkBuffContext) -> i32 {
+    let Some(config) = config() else { return DROP };
+    let id = pod_cgroup(ctx, config);
+    // SAFETY: copied at once, so that one packet sees one state.
+    let known = unsafe { CGROUPS.get(id) }.copied();
+    if let Some(endpoint) = &known
+        && (endpoint.flags & FLAG_COVERED != 0 || endpoint.mode == MODE_OFF)
+    {
+        return PASS;
+    }
+    // SAFETY: the context is valid for as long as the program runs, and the field readable.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    if ifindex == LOOPBACK {
+        return PASS;
+    }
+    let mut headers = Headers::default();
+    let (endpoint, outcome) = match known {
+        Some(endpoint) => {
+            let packet = Skb(&ctx.skb);
+            let outcome = decide::from_pod(
+                Side::Cgroup,
+                &packet,
+                &endpoint,
+                &KernelTables,
+                &mut headers,
+            );
+            (endpoint, outcome)
+        }
+        None => {
+            // For the report only.
+            packet::network(&Skb(&ctx.skb), &mut headers);
+            unknown(config)
+        }
+    };
+    let place = Place {
+        hook: HOOK_CGROUP,
+        ifindex,
+        pod_cgroup: id,
+    };
+    report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), &place);
+    match outcome.verdict {
+        Verdict::Pass | Verdict::Audit => PASS,
+        // To a local sender a drop here is an error at once: rejecting needs nothing more.
+        Verdict::Drop | Verdict::Reject => DROP,
+    }
+}
+
+/// The closed gate: a pod that the agent has said nothing of.
+#[inline(always)]
+fn unknown(config: &Config) -> (Endpoint, Outcome) {
+    let endpoint = Endpoint {
+        slot: 0,
+        policy: 0,
+        v4_be: [0; 4],
+        mode: config.unknown_mode,
+        on_deny: DENY_DROP,
+        flags: 0,
+        pad: 0,
+        v6_be: [0; 16],
+        since_ns: 0,
+    };
+    let reason = if endpoint.mode == MODE_OFF {
+        Reason::NotHeld
+    } else {
+        Reason::UnknownPod
+    };
+    let outcome = Outcome {
+        verdict: decide::verdict(reason, &endpoint),
+        reason,
+        rule: NO_RULE,
+    };
+    (endpoint, outcome)
+}
+
+#[inline(always)]
+pub fn ingress(ctx: &SkBuffContext) -> i32 {
+    if let Some(config) = config() {
+        let id = pod_cgroup(ctx, config);
+        // SAFETY: copied at once, so that one packet sees one state.
+        if let Some(endpoint) = unsafe { CGROUPS.get(id) }.copied()
+            && endpoint.flags & FLAG_HOST_NETWORK != 0
+        {
+            decide::to_pod(Side::Cgroup, &Skb(&ctx.skb), &endpoint, &KernelTables);
+        }
+    }
+    PASS
+}

@@ -1,0 +1,119 @@
+//! Counting every packet, and telling user space of those that did not simply pass.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use egress_common::event::{Event, HOOK_CGROUP};
+use egress_common::flow;
+use egress_common::maps::{Config, Endpoint, PodCounters};
+use egress_common::packet::{Headers, ICMP, ICMPV6};
+use egress_common::{Outcome, Verdict};
+
+use crate::maps::{COUNTERS, EVENTS, config, now_ns};
+
+/// Where the packet was seen.
+pub struct Place {
+    pub hook: u8,
+    pub ifindex: u32,
+    pub pod_cgroup: u64,
+}
+
+/// Counts the outcome, and reports it unless it is a plain pass or the pod is over its rate.
+#[inline(always)]
+pub fn outcome(outcome: &Outcome, headers: &Headers, endpoint: &Endpoint, len: u32, place: &Place) {
+    let Some(counters) = COUNTERS.get_ptr_mut(endpoint.slot) else {
+        return;
+    };
+    // SAFETY: the map's element of this CPU, valid while the program runs. A slot is counted at one
+    // kind of hook only, so what can come in between is another run of the same hook; `add` says
+    // where that happens.
+    let counters = unsafe { &mut *counters };
+    if let Some(count) = counters.reasons.get_mut(outcome.reason as usize) {
+        add(place, &mut count.packets, 1);
+        add(place, &mut count.bytes, u64::from(len));
+    }
+    if outcome.verdict as u8 == Verdict::Pass as u8 {
+        return;
+    }
+    if outcome.verdict as u8 == Verdict::Audit as u8 {
+        add(place, &mut counters.audited, 1);
+    }
+    let Some(config) = config() else { return };
+    let now = now_ns();
+    if !take_token(counters, config, now) || !send(outcome, headers, endpoint, len, place, now) {
+        add(place, &mut counters.events_lost, 1);
+    }
+}
+
+/// Adds to a counter of this CPU, exactly. The device hook runs in softirq, where nothing else
+/// counts for the same slot; the cgroup hook runs in the sender's context too, where a softirq
+/// or another task may come in between.
+#[inline(always)]
+fn add(place: &Place, counter: &mut u64, n: u64) {
+    if place.hook == HOOK_CGROUP {
+        // SAFETY: aligned and valid as the reference it comes from.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
+    } else {
+        *counter += n;
+    }
+}
+
+/// Token bucket: a burst, and one event more for each interval.
+#[inline(always)]
+fn take_token(counters: &mut PodCounters, config: &Config, now: u64) -> bool {
+    if counters.tokens == 0 {
+        let interval = u64::from(config.event_interval_ns);
+        let passed = now.saturating_sub(counters.filled_ns);
+        if passed < interval || interval == 0 {
+            return false;
+        }
+        let earned = passed / interval;
+        let burst = u64::from(config.event_burst);
+        counters.tokens = if earned < burst { earned } else { burst };
+        counters.filled_ns = now;
+        if counters.tokens == 0 {
+            return false;
+        }
+    }
+    counters.tokens -= 1;
+    true
+}
+
+#[inline(always)]
+fn send(
+    outcome: &Outcome,
+    headers: &Headers,
+    endpoint: &Endpoint,
+    len: u32,
+    place: &Place,
+    time_ns: u64,
+) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        return false;
+    };
+    let icmp = matches!(headers.proto, ICMP | ICMPV6);
+    entry.write(Event {
+        time_ns,
+        pod_cgroup: place.pod_cgroup,
+        slot: endpoint.slot,
+        policy: endpoint.policy,
+        ifindex: place.ifindex,
+        len,
+        src_be: flow::bytes(headers.src),
+        dst_be: flow::bytes(headers.dst),
+        src_port_be: if icmp { [0; 2] } else { headers.src_port },
+        dst_port_be: if icmp {
+            [headers.flags, headers.code]
+        } else {
+            headers.dst_port
+        },
+        ethertype_be: headers.ethertype.to_be_bytes(),
+        rule: outcome.rule,
+        proto: headers.proto,
+        verdict: outcome.verdict as u8,
+        reason: outcome.reason as u8,
+        hook: place.hook,
+        pad: [0; 4],
+    });
+    entry.submit(0);
+    true
+}
