@@ -55,6 +55,12 @@ impl End {
         Self::new(reason, NO_RULE)
     }
 
+    /// As [`Headers::forget_path`].
+    #[inline(always)]
+    const fn forget_path(self, zero: u8) -> Self {
+        Self(self.0 ^ zero as u32)
+    }
+
     #[inline(always)]
     const fn rule(self) -> u16 {
         (self.0 >> 16) as u16
@@ -91,11 +97,13 @@ pub fn from_pod<P: Packet, T: Tables>(
         Side::Device => packet::frame(packet, headers),
         Side::Cgroup => packet::network(packet, headers),
     };
+    headers.forget_path(endpoint.zero);
     let end = match found {
         Found::Ip => ip(side, packet, headers, endpoint, tables),
         Found::Arp => End::bare(arp(headers.src[3], endpoint)),
         Found::Bad(reason) => End::bare(reason),
     };
+    let end = end.forget_path(endpoint.zero);
     let outcome = Outcome {
         verdict: verdict(end.reason(), endpoint),
         reason: end.reason(),
@@ -127,6 +135,7 @@ pub fn to_pod<P: Packet, T: Tables>(side: Side, packet: &P, endpoint: &Endpoint,
         Side::Cgroup => packet::network(packet, &mut headers),
     };
     // Of a fragmented packet only the first fragment has ports; it is enough.
+    headers.forget_path(endpoint.zero);
     if matches!(found, Found::Ip) && !headers.is_later_fragment() {
         flow::to_pod(tables, endpoint, &headers);
     }

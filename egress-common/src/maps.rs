@@ -61,7 +61,8 @@ pub struct Endpoint {
     pub on_deny: u8,
     /// `FLAG_*`, ORed.
     pub flags: u8,
-    pub pad: u8,
+    /// Always 0. The verifier doesn't know that: see `packet::Headers::forget_path`.
+    pub zero: u8,
     /// The pod's IPv6 address, network byte order; zero if it has none.
     pub v6_be: [u8; 16],
     /// When the pod got its slot, nanoseconds of the kernel's monotonic clock. Flows and fragments

@@ -180,6 +180,25 @@ impl Headers {
         self.part as u8 == Part::Later as u8
     }
 
+    /// Changes nothing, given that `zero` is 0, but the kernel's verifier doesn't know that it is: it
+    /// forgets which constants which path of the parser had left, and follows what comes next once
+    /// instead of once per path. Without this the programs exceed its limit.
+    #[inline(always)]
+    pub const fn forget_path(&mut self, zero: u8) {
+        self.offset ^= zero as u32;
+        self.id ^= zero as u32;
+        self.proto ^= zero;
+        self.flags ^= zero;
+        self.hops ^= zero;
+        self.ethertype ^= zero as u16;
+        self.v6 = self.v6 as u8 ^ zero != 0;
+        self.part = match self.part as u8 ^ zero {
+            0 => Part::Whole,
+            1 => Part::First,
+            _ => Part::Later,
+        };
+    }
+
     #[inline(always)]
     const fn is_first_fragment(&self) -> bool {
         self.part as u8 == Part::First as u8
@@ -354,24 +373,31 @@ fn ipv4<P: Packet>(
 /// Refuses source routes, and option lists that don't parse. Other options may pass.
 #[inline(never)]
 fn options<P: Packet>(packet: &P, start: usize, end: usize) -> Option<Reason> {
-    let mut at = start;
-    // At most 40 bytes of options, each at least one byte long.
-    for _ in 0..40 {
+    // Bytes of the present option that are still to be passed over. Going byte by byte instead of
+    // option by option keeps the position a constant for the verifier.
+    let mut skip = 0;
+    // At most 40 bytes of options.
+    for at in start..start + 40 {
         if at >= end {
-            return None;
+            break;
         }
-        match packet.load::<u8>(at) {
-            None => return Some(Reason::Malformed),
-            Some(0) => return None,
-            Some(1) => at += 1,
-            Some(OPTION_LSRR | OPTION_SSRR) => return Some(Reason::SourceRoute),
-            Some(_) => match packet.load::<u8>(at + 1) {
-                Some(len) if len >= 2 => at += usize::from(len),
-                _ => return Some(Reason::Malformed),
-            },
+        if skip > 0 {
+            skip -= 1;
+            continue;
+        }
+        // The length of an option that has one; behind the last option stands the payload.
+        let Some(head) = packet.load::<u16>(at) else {
+            return Some(Reason::Malformed);
+        };
+        match head.to_ne_bytes() {
+            [0, _] => return None,
+            [1, _] => {}
+            [OPTION_LSRR | OPTION_SSRR, _] => return Some(Reason::SourceRoute),
+            [_, len] if len >= 2 => skip = len - 1,
+            _ => return Some(Reason::Malformed),
         }
     }
-    if at >= end {
+    if skip == 0 {
         None
     } else {
         Some(Reason::Malformed)

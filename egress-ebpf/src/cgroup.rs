@@ -36,44 +36,41 @@ fn pod_cgroup(ctx: &SkBuffContext, config: &Config) -> u64 {
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let Some(config) = config() else { return DROP };
     let id = pod_cgroup(ctx, config);
-    // SAFETY: copied at once, so that one packet sees one state.
-    let known = unsafe { CGROUPS.get(id) }.copied();
-    if let Some(endpoint) = &known
-        && (endpoint.flags & FLAG_COVERED != 0 || endpoint.mode == MODE_OFF)
-    {
-        return PASS;
-    }
     // SAFETY: the context is valid for as long as the program runs, and the field readable.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if ifindex == LOOPBACK {
-        return PASS;
-    }
-    let mut headers = Headers::default();
-    let (endpoint, outcome) = match known {
-        Some(endpoint) => {
-            let packet = Skb(&ctx.skb);
-            let outcome = decide::from_pod(
-                Side::Cgroup,
-                &packet,
-                &endpoint,
-                &KernelTables,
-                &mut headers,
-            );
-            (endpoint, outcome)
-        }
-        None => {
-            // For the report only.
-            packet::network(&Skb(&ctx.skb), &mut headers);
-            unknown(config)
-        }
-    };
     let place = Place {
         hook: HOOK_CGROUP,
         ifindex,
         pod_cgroup: id,
     };
-    report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), &place);
-    match outcome.verdict {
+    // SAFETY: copied at once, so that one packet sees one state.
+    let Some(endpoint) = (unsafe { CGROUPS.get(id) }).copied() else {
+        return if ifindex == LOOPBACK {
+            PASS
+        } else {
+            unknown(ctx, config, &place)
+        };
+    };
+    if endpoint.flags & FLAG_COVERED != 0 || endpoint.mode == MODE_OFF || ifindex == LOOPBACK {
+        return PASS;
+    }
+    known(ctx, &endpoint, &place)
+}
+
+// Functions of their own, so that the stack holds the headers of one of them only.
+
+/// A host-network pod, or one whose device hook does not stand yet.
+#[inline(never)]
+fn known(ctx: &SkBuffContext, endpoint: &Endpoint, place: &Place) -> i32 {
+    let mut headers = Headers::default();
+    let packet = Skb(&ctx.skb);
+    let outcome = decide::from_pod(Side::Cgroup, &packet, endpoint, &KernelTables, &mut headers);
+    report::outcome(&outcome, &headers, endpoint, ctx.skb.len(), place);
+    code(outcome.verdict)
+}
+
+const fn code(verdict: Verdict) -> i32 {
+    match verdict {
         Verdict::Pass | Verdict::Audit => PASS,
         // To a local sender a drop here is an error at once: rejecting needs nothing more.
         Verdict::Drop | Verdict::Reject => DROP,
@@ -81,8 +78,8 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
 }
 
 /// The closed gate: a pod that the agent has said nothing of.
-#[inline(always)]
-fn unknown(config: &Config) -> (Endpoint, Outcome) {
+#[inline(never)]
+fn unknown(ctx: &SkBuffContext, config: &Config, place: &Place) -> i32 {
     let endpoint = Endpoint {
         slot: 0,
         policy: 0,
@@ -90,7 +87,7 @@ fn unknown(config: &Config) -> (Endpoint, Outcome) {
         mode: config.unknown_mode,
         on_deny: DENY_DROP,
         flags: 0,
-        pad: 0,
+        zero: 0,
         v6_be: [0; 16],
         since_ns: 0,
     };
@@ -104,7 +101,11 @@ fn unknown(config: &Config) -> (Endpoint, Outcome) {
         reason,
         rule: NO_RULE,
     };
-    (endpoint, outcome)
+    let mut headers = Headers::default();
+    // For the report only.
+    packet::network(&Skb(&ctx.skb), &mut headers);
+    report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), place);
+    code(outcome.verdict)
 }
 
 #[inline(always)]
