@@ -9,7 +9,7 @@ use crate::flow;
 use crate::limits::{FRAGMENT_NS, MAX_RANGES};
 use crate::maps::{
     DENY_REJECT, Endpoint, ExactKey4, ExactKey6, ExactRule, Fragment, FragmentKey, MODE_AUDIT,
-    MODE_OFF, NO_RULE, PrefixKey4, PrefixKey6, PrefixRule,
+    MODE_OFF, NO_RULE, PrefixRule, pair, word,
 };
 use crate::packet::{
     self, Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP, icmp,
@@ -310,13 +310,9 @@ fn neighbour<P: Packet>(packet: &P, headers: &Headers, endpoint: &Endpoint) -> O
 
 #[inline(always)]
 fn fragment_key(headers: &Headers, endpoint: &Endpoint) -> FragmentKey {
-    FragmentKey {
-        slot: endpoint.slot,
-        id_be: headers.id.to_ne_bytes(),
-        dst_be: flow::bytes(headers.dst),
-        proto: if headers.v6 { 0 } else { headers.proto },
-        pad: [0; 3],
-    }
+    let [a, b, c, d] = headers.dst;
+    let proto = if headers.v6 { 0 } else { headers.proto };
+    FragmentKey::from_words([endpoint.slot, headers.id, a, b, c, d, word(proto)])
 }
 
 #[inline(never)]
@@ -382,7 +378,7 @@ fn icmp_error<P: Packet, T: Tables>(
     }
     // As the pod would answer what is quoted.
     (quoted.src, quoted.dst) = (quoted.dst, quoted.src);
-    (quoted.src_port, quoted.dst_port) = (quoted.dst_port, quoted.src_port);
+    (quoted.src_port_be, quoted.dst_port_be) = (quoted.dst_port_be, quoted.src_port_be);
     if flow::opened_from_outside(tables, endpoint, &quoted) {
         return End::bare(Reason::IcmpError);
     }
@@ -399,46 +395,26 @@ fn icmp_error<P: Packet, T: Tables>(
 
 #[inline(always)]
 fn exact<T: Tables>(headers: &Headers, policy: u32, tables: &T) -> Option<ExactRule> {
-    let (port_be, proto) = (headers.dst_port, headers.proto);
+    let last = pair(headers.dst_port_be, u16::from_ne_bytes([headers.proto, 0]));
     if headers.v6 {
-        let addr_be = flow::bytes(headers.dst);
-        tables.exact6(&ExactKey6 {
-            policy,
-            addr_be,
-            port_be,
-            proto,
-            pad: 0,
-        })
+        let [a, b, c, d] = headers.dst;
+        tables.exact6(&ExactKey6::from_words([policy, a, b, c, d, last]))
     } else {
-        let addr_be = headers.dst[3].to_ne_bytes();
-        tables.exact4(&ExactKey4 {
-            policy,
-            addr_be,
-            port_be,
-            proto,
-            pad: 0,
-        })
+        tables.exact4(&ExactKey4::from_words([policy, headers.dst[3], last]))
     }
 }
 
 #[inline(always)]
 fn prefix<T: Tables>(headers: &Headers, policy: u32, tables: &T) -> End {
-    let policy_be = policy.to_be_bytes();
     let found = if headers.v6 {
-        tables.prefix6(PrefixKey6 {
-            policy_be,
-            addr_be: flow::bytes(headers.dst),
-        })
+        tables.prefix6(policy, &headers.dst)
     } else {
-        tables.prefix4(PrefixKey4 {
-            policy_be,
-            addr_be: headers.dst[3].to_ne_bytes(),
-        })
+        tables.prefix4(policy, headers.dst[3])
     };
     let port = match headers.proto {
         // What the port fields hold of these is no port.
         ICMP | ICMPV6 => 0,
-        _ => u16::from_be_bytes(headers.dst_port),
+        _ => u16::from_be(headers.dst_port_be),
     };
     match found {
         Some(rule) => ranges(rule, port, headers.proto),

@@ -4,7 +4,7 @@
 use crate::limits::{
     ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
 };
-use crate::maps::{Endpoint, Flow, FlowKey};
+use crate::maps::{Endpoint, Flow, FlowKey, pair, word};
 use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, icmp};
 use crate::tables::{Full, Tables};
 
@@ -15,27 +15,19 @@ pub const CLOSED_BY_PEER: u32 = 2;
 /// Either end has sent a RST.
 pub const RESET: u32 = 4;
 
+/// Key of the flow between the pod and a peer; ports in network byte order.
 #[inline(always)]
-pub fn bytes(address: Address) -> [u8; 16] {
-    let [a, b, c, d] = address;
-    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
-    let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
-    [
-        a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
-    ]
-}
-
-/// Key of the flow between the pod and a peer.
-#[inline(always)]
-pub fn key(slot: u32, proto: u8, peer: Address, peer_port: [u8; 2], pod_port: [u8; 2]) -> FlowKey {
-    FlowKey {
+pub fn key(slot: u32, proto: u8, peer: Address, peer_port_be: u16, pod_port_be: u16) -> FlowKey {
+    let [a, b, c, d] = peer;
+    FlowKey::from_words([
         slot,
-        peer_be: bytes(peer),
-        peer_port_be: peer_port,
-        pod_port_be: pod_port,
-        proto,
-        pad: [0; 3],
-    }
+        a,
+        b,
+        c,
+        d,
+        pair(peer_port_be, pod_port_be),
+        word(proto),
+    ])
 }
 
 /// How long a flow opened from outside stands without a packet. Nanoseconds.
@@ -80,8 +72,8 @@ pub fn opened_from_outside<T: Tables>(tables: &T, endpoint: &Endpoint, headers: 
         endpoint.slot,
         headers.proto,
         headers.dst,
-        headers.dst_port,
-        headers.src_port,
+        headers.dst_port_be,
+        headers.src_port_be,
     );
     match tables.flow_in(&key) {
         Some(flow) => stands(
@@ -110,8 +102,8 @@ pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -
         endpoint.slot,
         headers.proto,
         headers.dst,
-        headers.dst_port,
-        headers.src_port,
+        headers.dst_port_be,
+        headers.src_port_be,
     );
     let Some(mut flow) = tables.flow_in(&key) else {
         return false;
@@ -145,8 +137,8 @@ pub fn remember_opened_by_pod<T: Tables>(
         endpoint.slot,
         headers.proto,
         headers.dst,
-        headers.dst_port,
-        headers.src_port,
+        headers.dst_port_be,
+        headers.src_port_be,
     );
     touch_out(tables, endpoint, &key, true)
 }
@@ -164,8 +156,8 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
         endpoint.slot,
         headers.proto,
         headers.src,
-        headers.src_port,
-        headers.dst_port,
+        headers.src_port_be,
+        headers.dst_port_be,
     );
     let now_ns = tables.now_ns();
     if let Some(flow) = tables.flow_in(&key)

@@ -325,6 +325,35 @@ pub struct RuleInfo {
     pub text: [u8; 192],
 }
 
+/// First word holding two ports, in network byte order.
+#[inline(always)]
+pub const fn pair(first_be: u16, second_be: u16) -> u32 {
+    let ([a, b], [c, d]) = (first_be.to_ne_bytes(), second_be.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// A word whose first byte in memory is this one.
+#[inline(always)]
+pub const fn word(first: u8) -> u32 {
+    u32::from_ne_bytes([first, 0, 0, 0])
+}
+
+macro_rules! from_words {
+    ($($ty:ty = $n:literal),+ $(,)?) => { $(
+        impl $ty {
+            /// From its bytes in memory, four at a time. A byte array has no alignment, so building
+            /// the value field by field would write it byte by byte on the BPF target.
+            #[inline(always)]
+            pub const fn from_words(words: [u32; $n]) -> Self {
+                // SAFETY: the same size, and every bit pattern is valid.
+                unsafe { core::mem::transmute::<[u32; $n], Self>(words) }
+            }
+        }
+    )+ };
+}
+
+from_words! { ExactKey4 = 3, ExactKey6 = 6, FlowKey = 7, FragmentKey = 7, OriginKey = 8 }
+
 macro_rules! layout {
     ($($ty:ty = $size:literal),+ $(,)?) => { $(
         const _: () = assert!(core::mem::size_of::<$ty>() == $size);

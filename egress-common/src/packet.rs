@@ -8,6 +8,7 @@ use crate::limits::MAX_EXTENSION_HEADERS;
 use crate::reason::Reason;
 
 /// A packet as the hook has it.
+#[allow(clippy::len_without_is_empty, reason = "there are no empty packets")]
 pub trait Packet {
     /// The bytes at `offset`, as they are on the wire; `None` if the packet ends before.
     fn load<T: Wire>(&self, offset: usize) -> Option<T>;
@@ -123,6 +124,17 @@ pub const fn mapped(v4: u32) -> Address {
     [0, 0, MAPPED, v4]
 }
 
+/// An address as its 16 bytes.
+#[inline(always)]
+pub fn bytes(address: Address) -> [u8; 16] {
+    let [a, b, c, d] = address;
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
+    let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
+    [
+        a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+    ]
+}
+
 /// Where a packet stands among the fragments of its datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -143,10 +155,10 @@ pub struct Headers {
     pub offset: u32,
     /// Identification, wire bytes; only of a fragment.
     pub id: u32,
-    /// Ports as wire bytes; zero where the protocol has none. Of an ICMP echo: its identifier,
-    /// in `src_port` and `dst_port`.
-    pub src_port: [u8; 2],
-    pub dst_port: [u8; 2],
+    /// Network byte order; zero where the protocol has none. Of an ICMP echo: its identifier, in
+    /// both.
+    pub src_port_be: u16,
+    pub dst_port_be: u16,
     /// Host byte order; 0 if there was none.
     pub ethertype: u16,
     /// Hop limit or time to live.
@@ -565,15 +577,15 @@ const fn is_echo(proto: u8, kind: u8) -> bool {
 #[inline(always)]
 const fn set_ports(headers: &mut Headers, ports: u32) {
     let [s0, s1, d0, d1] = ports.to_ne_bytes();
-    headers.src_port = [s0, s1];
-    headers.dst_port = [d0, d1];
+    headers.src_port_be = u16::from_ne_bytes([s0, s1]);
+    headers.dst_port_be = u16::from_ne_bytes([d0, d1]);
 }
 
 #[inline(always)]
 const fn set_identifier(headers: &mut Headers, rest: u32) {
     let [id_hi, id_lo, _, _] = rest.to_ne_bytes();
-    headers.src_port = [id_hi, id_lo];
-    headers.dst_port = [id_hi, id_lo];
+    headers.src_port_be = u16::from_ne_bytes([id_hi, id_lo]);
+    headers.dst_port_be = headers.src_port_be;
 }
 
 /// Reads the packet that the ICMP error `about` quotes, that is, what somebody had sent to the pod,

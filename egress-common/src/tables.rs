@@ -3,9 +3,9 @@
 //! The kernel programs implement this over BPF maps, tests and `egressctl` over anything else.
 
 use crate::maps::{
-    ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey, PrefixKey4, PrefixKey6,
-    PrefixRule,
+    ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey, PrefixRule,
 };
+use crate::packet::Address;
 
 /// Whether a table took what it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +17,9 @@ pub trait Tables {
 
     fn exact4(&self, key: &ExactKey4) -> Option<ExactRule>;
     fn exact6(&self, key: &ExactKey6) -> Option<ExactRule>;
-    /// Longest match among the prefixes of the key's policy.
-    fn prefix4(&self, key: PrefixKey4) -> Option<&PrefixRule>;
-    fn prefix6(&self, key: PrefixKey6) -> Option<&PrefixRule>;
+    /// Longest match among the prefixes of the policy. `addr` is the last word of an address.
+    fn prefix4(&self, policy: u32, addr: u32) -> Option<&PrefixRule>;
+    fn prefix6(&self, policy: u32, addr: &Address) -> Option<&PrefixRule>;
 
     /// Flows opened from outside the pod.
     fn flow_in(&self, key: &FlowKey) -> Option<Flow>;

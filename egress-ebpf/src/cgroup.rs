@@ -63,7 +63,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
 #[inline(never)]
 fn known(ctx: &SkBuffContext, endpoint: &Endpoint, place: &Place) -> i32 {
     let mut headers = Headers::default();
-    let packet = Skb(&ctx.skb);
+    let packet = Skb::new(&ctx.skb);
     let outcome = decide::from_pod(Side::Cgroup, &packet, endpoint, &KernelTables, &mut headers);
     report::outcome(&outcome, &headers, endpoint, ctx.skb.len(), place);
     code(outcome.verdict)
@@ -103,7 +103,7 @@ fn unknown(ctx: &SkBuffContext, config: &Config, place: &Place) -> i32 {
     };
     let mut headers = Headers::default();
     // For the report only.
-    packet::network(&Skb(&ctx.skb), &mut headers);
+    packet::network(&Skb::new(&ctx.skb), &mut headers);
     report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), place);
     code(outcome.verdict)
 }
@@ -116,7 +116,7 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         if let Some(endpoint) = unsafe { CGROUPS.get(id) }.copied()
             && endpoint.flags & FLAG_HOST_NETWORK != 0
         {
-            decide::to_pod(Side::Cgroup, &Skb(&ctx.skb), &endpoint, &KernelTables);
+            decide::to_pod(Side::Cgroup, &Skb::new(&ctx.skb), &endpoint, &KernelTables);
         }
     }
     PASS

@@ -16,20 +16,21 @@ use crate::skb::Skb;
 const NEXT: i32 = TC_ACT_UNSPEC;
 
 #[inline(always)]
-fn endpoint(ctx: &TcContext) -> Option<(u32, Endpoint)> {
+fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for as long as the program runs, and the field readable.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    // SAFETY: copied at once, so that one packet sees one state.
-    unsafe { DEVICES.get(ifindex) }.map(|endpoint| (ifindex, *endpoint))
+    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
-    let Some((ifindex, endpoint)) = endpoint(ctx) else {
+    let ifindex = ifindex(ctx);
+    // SAFETY: copied at once, so that one packet sees one state.
+    let Some(endpoint) = (unsafe { DEVICES.get(ifindex) }) else {
         // The hook goes up after its entry and down before it, so this is a device taken from us.
         return NEXT;
     };
-    let packet = Skb(&ctx.skb);
+    let endpoint: Endpoint = *endpoint;
+    let packet = Skb::new(&ctx.skb);
     let mut headers = Headers::default();
     let outcome = decide::from_pod(
         Side::Device,
@@ -53,8 +54,10 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
-    if let Some((_, endpoint)) = endpoint(ctx) {
-        decide::to_pod(Side::Device, &Skb(&ctx.skb), &endpoint, &KernelTables);
+    // SAFETY: copied at once, so that one packet sees one state.
+    if let Some(endpoint) = unsafe { DEVICES.get(ifindex(ctx)) } {
+        let endpoint: Endpoint = *endpoint;
+        decide::to_pod(Side::Device, &Skb::new(&ctx.skb), &endpoint, &KernelTables);
     }
     NEXT
 }

@@ -14,7 +14,10 @@ use egress_common::maps::{
     Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule,
     RuleInfo, RuleKey,
 };
+use egress_common::packet::Address;
 use egress_common::tables::{Full, Tables};
+
+const _: () = assert!(size_of::<Key<PrefixKey4>>() == 12 && size_of::<Key<PrefixKey6>>() == 24);
 
 /// Interface index of a pod's device to the pod.
 #[map(name = "sp_devices")]
@@ -87,13 +90,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn prefix4(&self, key: PrefixKey4) -> Option<&PrefixRule> {
-        PREFIX4.get(Key::new(POLICY_BITS + 32, key))
+    fn prefix4(&self, policy: u32, addr: u32) -> Option<&PrefixRule> {
+        let words = [POLICY_BITS + 32, policy.to_be(), addr];
+        // SAFETY: the key's length and then its bytes, as large and less aligned.
+        PREFIX4.get(unsafe { &*(&raw const words).cast::<Key<PrefixKey4>>() })
     }
 
     #[inline(always)]
-    fn prefix6(&self, key: PrefixKey6) -> Option<&PrefixRule> {
-        PREFIX6.get(Key::new(POLICY_BITS + 128, key))
+    fn prefix6(&self, policy: u32, addr: &Address) -> Option<&PrefixRule> {
+        let [a, b, c, d] = *addr;
+        let words = [POLICY_BITS + 128, policy.to_be(), a, b, c, d];
+        // SAFETY: as above.
+        PREFIX6.get(unsafe { &*(&raw const words).cast::<Key<PrefixKey6>>() })
     }
 
     #[inline(always)]

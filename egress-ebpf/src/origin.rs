@@ -7,9 +7,8 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
 };
 use aya_ebpf::programs::SockAddrContext;
-use egress_common::flow;
 use egress_common::limits::TOUCH_NS;
-use egress_common::maps::{Origin, OriginKey};
+use egress_common::maps::{Origin, OriginKey, pair};
 use egress_common::packet::{Address, mapped};
 
 use crate::maps::{ORIGINS, config, now_ns};
@@ -49,14 +48,12 @@ fn remember(addr: *mut bpf_sock_addr, dst: Address) -> i32 {
     }
     // SAFETY: the context is valid for as long as the program runs, and the fields readable.
     let (port, proto) = unsafe { ((*addr).user_port, (*addr).protocol) };
-    let [port_hi, port_lo, _, _] = port.to_ne_bytes();
-    let key = OriginKey {
-        pod_cgroup,
-        dst_be: flow::bytes(dst),
-        port_be: [port_hi, port_lo],
-        proto: proto as u8,
-        pad: [0; 5],
-    };
+    // SAFETY: plain data of the same size.
+    let [low, high] = unsafe { core::mem::transmute::<u64, [u32; 2]>(pod_cgroup) };
+    let [a, b, c, d] = dst;
+    // The port is in network byte order in the low 16 bits.
+    let last = pair(port as u16, u16::from_ne_bytes([proto as u8, 0]));
+    let key = OriginKey::from_words([low, high, a, b, c, d, last, 0]);
     let (now, pid) = (now_ns(), (bpf_get_current_pid_tgid() >> 32) as u32);
     // SAFETY: copied at once; a reused element names another process at worst.
     if let Some(known) = unsafe { ORIGINS.get(&key) }.copied()

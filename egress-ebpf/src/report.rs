@@ -3,9 +3,8 @@
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use egress_common::event::{Event, HOOK_CGROUP};
-use egress_common::flow;
 use egress_common::maps::{Config, Endpoint, PodCounters};
-use egress_common::packet::{Headers, ICMP, ICMPV6};
+use egress_common::packet::{Headers, ICMP, ICMPV6, bytes};
 use egress_common::{Outcome, Verdict};
 
 use crate::maps::{COUNTERS, EVENTS, config, now_ns};
@@ -101,13 +100,17 @@ fn send(
         policy: endpoint.policy,
         ifindex: place.ifindex,
         len,
-        src_be: flow::bytes(headers.src),
-        dst_be: flow::bytes(headers.dst),
-        src_port_be: if icmp { [0; 2] } else { headers.src_port },
+        src_be: bytes(headers.src),
+        dst_be: bytes(headers.dst),
+        src_port_be: if icmp {
+            [0; 2]
+        } else {
+            headers.src_port_be.to_ne_bytes()
+        },
         dst_port_be: if icmp {
             [headers.flags, headers.code]
         } else {
-            headers.dst_port
+            headers.dst_port_be.to_ne_bytes()
         },
         ethertype_be: headers.ethertype.to_be_bytes(),
         rule: outcome.rule,
