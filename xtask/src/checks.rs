@@ -19,21 +19,32 @@ pub struct Args {
 }
 
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    lint(workspace)?;
-    if args.deny {
-        deny(workspace)?;
+    for (_, step) in STEPS {
+        step(workspace)?;
     }
-    Ok(())
+    if args.deny { deny(workspace) } else { Ok(()) }
 }
 
+/// A check and what it is called in the summary.
+pub type Step = (&'static str, fn(&Workspace) -> Result<()>);
+
 /// Formatting and clippy; the kernel programs are also checked as the kernel will get them.
-pub fn lint(workspace: &Workspace) -> Result<()> {
+pub const STEPS: [Step; 3] = [
+    ("formatting", formatting),
+    ("clippy", clippy),
+    ("clippy for BPF", clippy_bpf),
+];
+
+fn formatting(workspace: &Workspace) -> Result<()> {
     say("lint", "formatting");
     Cmd::new("cargo")
         .args(["fmt", "--all", "--check"])
         .current_dir(&workspace.root)
         .run()
-        .context("run `cargo fmt --all`")?;
+        .context("run `cargo fmt --all`")
+}
+
+fn clippy(workspace: &Workspace) -> Result<()> {
     say("lint", "clippy of the workspace");
     Cmd::new("cargo")
         .args([
@@ -46,7 +57,10 @@ pub fn lint(workspace: &Workspace) -> Result<()> {
         ])
         .current_dir(&workspace.root)
         .env("SALLYPORT_EBPF_OBJECT", workspace.ebpf_object())
-        .run()?;
+        .run()
+}
+
+fn clippy_bpf(workspace: &Workspace) -> Result<()> {
     say("lint", "clippy of the kernel programs");
     ebpf::clippy(workspace)
 }

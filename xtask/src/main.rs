@@ -30,19 +30,25 @@ enum Verb {
     Test(test::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        // What failed has been said; a line after it would hide the summary.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything went well, for the verbs that report failures by themselves.
+fn run(cli: &Cli) -> Result<bool> {
     let workspace = Workspace::find()?;
-    let ok = match cli.verb {
-        Verb::Build(args) => binaries::run(&workspace, &args).map(|()| true),
+    match &cli.verb {
+        Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
         Verb::Tools => tools::run(&workspace).map(|()| true),
-        Verb::Lint(args) => checks::run(&workspace, &args).map(|()| true),
-        Verb::Test(args) => test::run(&workspace, &args),
-    }?;
-    // What failed has been said; a line after it would hide the summary.
-    Ok(if ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+        Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
+        Verb::Test(args) => test::run(&workspace, args),
+    }
 }
