@@ -20,16 +20,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
     let embedded = out_dir.join("egress-ebpf.o");
 
-    let object = match env::var_os(VARIABLE) {
-        Some(given) => PathBuf::from(given),
-        None => {
-            let dir = target_dir(&out_dir)?.join("ebpf");
-            // Cargo reruns a script at once and always for a path that does not exist; a
-            // directory that exists is watched for the object to come.
-            fs::create_dir_all(&dir)?;
-            println!("cargo::rerun-if-changed={}", dir.display());
-            dir.join("egress-ebpf.o")
-        }
+    let object = if let Some(given) = env::var_os(VARIABLE) {
+        PathBuf::from(given)
+    } else {
+        let dir = target_dir(&out_dir)?.join("ebpf");
+        // Cargo reruns a script each time for a path that does not exist; a directory that
+        // exists is watched for the object to come.
+        fs::create_dir_all(&dir)?;
+        println!("cargo::rerun-if-changed={}", dir.display());
+        dir.join("egress-ebpf.o")
     };
     if object.is_file() {
         println!("cargo::rerun-if-changed={}", object.display());
