@@ -100,8 +100,13 @@ fn flags(workspace: &Workspace, toolchain: &BpfToolchain) -> Vec<String> {
         (Some(library), "/rustc/library"),
     ];
     for (from, to) in prefixes {
-        if let Some(from) = from {
-            flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+        let Some(from) = from else { continue };
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+        // Cargo names files below the checkout relative to it.
+        if let Ok(relative) = from.strip_prefix(&workspace.root)
+            && relative != Path::new("")
+        {
+            flags.push(format!("--remap-path-prefix={}={to}", relative.display()));
         }
     }
     flags

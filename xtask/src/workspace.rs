@@ -40,7 +40,7 @@ impl Workspace {
             .as_str()
             .map(PathBuf::from)
             .context("cargo metadata names no target directory")?;
-        let tools = match env::var_os("SALLYPORT_TOOLS") {
+        let tools = match env::var_os("SALLYPORT_TOOLS").filter(|dir| !dir.is_empty()) {
             Some(dir) => std::path::absolute(&dir)
                 .with_context(|| format!("SALLYPORT_TOOLS={}", dir.display()))?,
             None => target.join("tools"),
