@@ -121,24 +121,24 @@ fn cargo_home() -> Option<PathBuf> {
 /// Drops DWARF, which the kernel does not read; BTF stays. Without a stripper the object is only
 /// larger.
 fn strip(toolchain: &BpfToolchain, object: &Path) -> Result<()> {
-    let own = toolchain
-        .rustc
-        .sysroot
+    let sysroot = &toolchain.rustc.sysroot;
+    let own = sysroot
         .join("lib/rustlib")
         .join(&toolchain.rustc.host)
         .join("bin/rust-objcopy");
-    let objcopy = Some(own)
-        .filter(|own| is_executable(own))
-        .or_else(|| find_program("llvm-objcopy"));
-    if let Some(objcopy) = objcopy {
-        Cmd::new(objcopy).arg("--strip-debug").arg(object).run()
+    let strip = if is_executable(&own) {
+        // It does not find its LLVM in the toolchain by itself.
+        Cmd::new(own).env("LD_LIBRARY_PATH", sysroot.join("lib"))
+    } else if let Some(objcopy) = find_program("llvm-objcopy") {
+        Cmd::new(objcopy)
     } else {
         say(
             "kernel",
             "no rust-objcopy or llvm-objcopy: the object keeps its debug information",
         );
-        Ok(())
-    }
+        return Ok(());
+    };
+    strip.arg("--strip-debug").arg(object).run()
 }
 
 /// Leaves `to` alone when it has the same content, so that nothing that depends on it is rebuilt.
@@ -160,6 +160,44 @@ fn replace_if_changed(from: &Path, to: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::rustc::Rustc;
+
+    #[test]
+    fn a_source_below_the_checkout_is_mapped_by_both_its_names() {
+        let workspace = Workspace {
+            root: "/w".into(),
+            target: "/w/target".into(),
+            tools: "/w/target/tools".into(),
+        };
+        let library = PathBuf::from("/w/target/tools/rust-src/1.95.0/library");
+        let rustc = Rustc {
+            toolchain: None,
+            release: "1.95.0".into(),
+            commit: "59807616e".into(),
+            host: "x86_64-unknown-linux-gnu".into(),
+            llvm: 22,
+            sysroot: "/r".into(),
+        };
+        let toolchain = BpfToolchain {
+            rustc,
+            source: Source::Folder(library),
+            linker: "/l".into(),
+        };
+        let flags = flags(&workspace, &toolchain);
+        let position = |wanted: &str| {
+            flags
+                .iter()
+                .position(|flag| flag == &format!("--remap-path-prefix={wanted}"))
+                .expect("a flag")
+        };
+        let root = position("/w=/sallyport");
+        let absolute = position("/w/target/tools/rust-src/1.95.0/library=/rustc/library");
+        let relative = position("target/tools/rust-src/1.95.0/library=/rustc/library");
+        assert!(
+            root < absolute && root < relative,
+            "the last match wins: {flags:?}"
+        );
+    }
 
     #[test]
     fn an_unchanged_object_is_not_touched() {
