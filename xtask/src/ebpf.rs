@@ -1,7 +1,9 @@
 //! Building the kernel object that the agent embeds.
 //!
-//! It has a target directory of its own, so that its flags neither invalidate nor block host builds,
-//! and is bit-for-bit the same wherever it is built from the same sources and compiler.
+//! It has a target directory of its own, so that its flags neither invalidate nor block host builds.
+//! Code, maps and BTF are bit-for-bit the same wherever it is built from the same sources and
+//! compiler. Only the names of local symbols tell where the library source was: cargo hashes that
+//! path into them.
 
 use std::{
     env, fs, io,
