@@ -1,1 +1,54 @@
-fn main() {}
+//! `cargo xtask`: everything there is to do in this repository, one verb each.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{binaries, checks, test, tools, workspace::Workspace};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Sallyport's set-up, build and tests",
+    after_help = "Downloads are kept in $SALLYPORT_TOOLS (default: <target directory>/tools) and reused.\n\
+                  $SALLYPORT_EBPF_TOOLCHAIN names another rustup toolchain for the kernel object."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Build the kernel object, the agent and egressctl
+    Build(binaries::Args),
+    /// Install what building and running need, and print where it is
+    Tools,
+    /// Check formatting and lints
+    Lint(checks::Args),
+    /// Run every check and test there is
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        // What failed has been said; a line after it would hide the summary.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything went well, for the verbs that report failures by themselves.
+fn run(cli: &Cli) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    match &cli.verb {
+        Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
+        Verb::Tools => tools::run(&workspace).map(|()| true),
+        Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
+        Verb::Test(args) => test::run(&workspace, args),
+    }
+}

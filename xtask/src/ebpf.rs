@@ -1,0 +1,232 @@
+//! Building the kernel object that the agent embeds.
+//!
+//! It has a target directory of its own, so that its flags neither invalidate nor block host builds.
+//! Code, maps and BTF are bit-for-bit the same wherever it is built from the same sources and
+//! compiler. Only the names of local symbols tell where the library source was: cargo hashes that
+//! path into them.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cmd::{Cmd, find_program, is_executable, say},
+    tools::{self, BpfToolchain, rust_src::Source},
+    workspace::Workspace,
+};
+
+const TARGET: &str = "bpfel-unknown-none";
+const PACKAGE: &str = "egress-ebpf";
+
+/// Gets what is missing, compiles, and leaves the object at [`Workspace::ebpf_object`].
+pub fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = tools::bpf_toolchain(workspace)?;
+    say("kernel", format_args!("compiling {PACKAGE} for {TARGET}"));
+    cargo(workspace, &toolchain, "build").run()?;
+    let linked = target_dir(workspace)
+        .join(TARGET)
+        .join("release")
+        .join(PACKAGE);
+    let stripped = linked.with_extension("o");
+    fs::copy(&linked, &stripped).with_context(|| format!("copying {}", linked.display()))?;
+    strip(&toolchain, &stripped)?;
+    let object = workspace.ebpf_object();
+    let size = fs::metadata(&stripped)?.len();
+    let text = if replace_if_changed(&stripped, &object)? {
+        "new"
+    } else {
+        "unchanged"
+    };
+    say(
+        "kernel",
+        format_args!("{} ({size} bytes, {text})", workspace.display(&object)),
+    );
+    Ok(object)
+}
+
+/// Clippy over the kernel programs, as they are compiled for the kernel.
+pub fn clippy(workspace: &Workspace) -> Result<()> {
+    let toolchain = tools::bpf_toolchain(workspace)?;
+    cargo(workspace, &toolchain, "clippy")
+        .args(["--", "-D", "warnings"])
+        .run()
+}
+
+fn target_dir(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("ebpf-build")
+}
+
+fn cargo(workspace: &Workspace, toolchain: &BpfToolchain, verb: &str) -> Cmd {
+    let mut command = toolchain
+        .rustc
+        .command("cargo")
+        .args([verb, "--release", "--package", PACKAGE, "--target", TARGET])
+        .args(["-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(target_dir(workspace))
+        .current_dir(&workspace.root)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
+        .env_remove("RUSTFLAGS")
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            flags(workspace, toolchain).join("\x1f"),
+        );
+    if !toolchain.rustc.accepts_unstable() {
+        command = command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    if let Source::Folder(library) = &toolchain.source {
+        // Cargo's own switch for a library source outside the toolchain, which stays untouched.
+        command = command.env("__CARGO_TESTS_ONLY_SRC_ROOT", library);
+    }
+    command
+}
+
+fn flags(workspace: &Workspace, toolchain: &BpfToolchain) -> Vec<String> {
+    let library = match &toolchain.source {
+        Source::Sysroot => toolchain.rustc.sysroot.join("lib/rustlib/src/rust/library"),
+        Source::Folder(library) => library.clone(),
+    };
+    let mut flags = vec![
+        // Registers of the host's architecture are named in traced programs' contexts.
+        format!("--cfg=bpf_target_arch=\"{}\"", toolchain.rustc.arch()),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // By default the linker turns every copy and every zeroing of a struct into a loop over its
+        // bytes; nothing here needs a copy to keep the order of its bytes.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
+    ];
+    // The last prefix that matches wins, so the more specific ones come later.
+    let prefixes = [
+        (cargo_home(), "/cargo"),
+        (Some(workspace.root.clone()), "/sallyport"),
+        (Some(library), "/rustc/library"),
+    ];
+    for (from, to) in prefixes {
+        let Some(from) = from else { continue };
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+        // Cargo names files below the checkout relative to it.
+        if let Ok(relative) = from.strip_prefix(&workspace.root)
+            && relative != Path::new("")
+        {
+            flags.push(format!("--remap-path-prefix={}={to}", relative.display()));
+        }
+    }
+    flags
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+}
+
+/// Drops DWARF, which the kernel does not read; BTF stays. Without a stripper the object is only
+/// larger.
+fn strip(toolchain: &BpfToolchain, object: &Path) -> Result<()> {
+    let sysroot = &toolchain.rustc.sysroot;
+    let own = sysroot
+        .join("lib/rustlib")
+        .join(&toolchain.rustc.host)
+        .join("bin/rust-objcopy");
+    let strip = if is_executable(&own) {
+        // It does not find its LLVM in the toolchain by itself.
+        Cmd::new(own).env("LD_LIBRARY_PATH", sysroot.join("lib"))
+    } else if let Some(objcopy) = find_program("llvm-objcopy") {
+        Cmd::new(objcopy)
+    } else {
+        say(
+            "kernel",
+            "no rust-objcopy or llvm-objcopy: the object keeps its debug information",
+        );
+        return Ok(());
+    };
+    strip.arg("--strip-debug").arg(object).run()
+}
+
+/// Leaves `to` alone when it has the same content, so that nothing that depends on it is rebuilt.
+fn replace_if_changed(from: &Path, to: &Path) -> Result<bool> {
+    let new = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    match fs::read(to) {
+        Ok(old) if old == new => return Ok(false),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("reading {}", to.display())),
+    }
+    let dir = to.parent().context("the object has no directory")?;
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    // Both are below the target directory, so this is a rename and readers see all or nothing.
+    fs::rename(from, to).with_context(|| format!("writing {}", to.display()))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::rustc::Rustc;
+
+    #[test]
+    fn a_source_below_the_checkout_is_mapped_by_both_its_names() {
+        let workspace = Workspace {
+            root: "/w".into(),
+            target: "/w/target".into(),
+            tools: "/w/target/tools".into(),
+        };
+        let library = PathBuf::from("/w/target/tools/rust-src/1.95.0/library");
+        let rustc = Rustc {
+            toolchain: None,
+            release: "1.95.0".into(),
+            commit: "59807616e".into(),
+            host: "x86_64-unknown-linux-gnu".into(),
+            llvm: 22,
+            sysroot: "/r".into(),
+        };
+        let toolchain = BpfToolchain {
+            rustc,
+            source: Source::Folder(library),
+            linker: "/l".into(),
+        };
+        let flags = flags(&workspace, &toolchain);
+        let position = |wanted: &str| {
+            flags
+                .iter()
+                .position(|flag| flag == &format!("--remap-path-prefix={wanted}"))
+                .expect("a flag")
+        };
+        let root = position("/w=/sallyport");
+        let absolute = position("/w/target/tools/rust-src/1.95.0/library=/rustc/library");
+        let relative = position("target/tools/rust-src/1.95.0/library=/rustc/library");
+        assert!(
+            root < absolute && root < relative,
+            "the last match wins: {flags:?}"
+        );
+    }
+
+    #[test]
+    fn an_unchanged_object_is_not_touched() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (from, to) = (dir.path().join("from"), dir.path().join("ebpf/to"));
+        fs::write(&from, "one").expect("writable");
+        assert!(replace_if_changed(&from, &to).expect("writable"));
+        let written = fs::metadata(&to)
+            .and_then(|meta| meta.modified())
+            .expect("there");
+        fs::write(&from, "one").expect("writable");
+        assert!(!replace_if_changed(&from, &to).expect("readable"));
+        let still = fs::metadata(&to)
+            .and_then(|meta| meta.modified())
+            .expect("there");
+        assert_eq!(written, still);
+        fs::write(&from, "two").expect("writable");
+        assert!(replace_if_changed(&from, &to).expect("writable"));
+        assert_eq!(fs::read_to_string(&to).expect("there"), "two");
+        assert_eq!(
+            fs::read_dir(dir.path().join("ebpf"))
+                .expect("there")
+                .count(),
+            1
+        );
+    }
+}

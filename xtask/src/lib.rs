@@ -1,0 +1,11 @@
+//! Sallyport's set-up, build and test verbs, run as `cargo xtask <verb>`.
+//!
+//! One file per verb; `main.rs` only parses the command line and calls it.
+
+pub mod binaries;
+pub mod checks;
+pub mod cmd;
+pub mod ebpf;
+pub mod test;
+pub mod tools;
+pub mod workspace;
