@@ -76,6 +76,7 @@ fn many_prefixes(tables: &mut MemoryTables, n: u32) {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     let held = policy::endpoints()[0];
     let audited = Endpoint {

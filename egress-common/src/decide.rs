@@ -94,16 +94,14 @@ pub fn from_pod<P: Packet, T: Tables>(
         };
     }
     let found = match side {
-        Side::Device => packet::frame(packet, headers),
-        Side::Cgroup => packet::network(packet, headers),
+        Side::Device => packet::frame(packet, headers, endpoint.zero),
+        Side::Cgroup => packet::network(packet, headers, endpoint.zero),
     };
-    headers.forget_path(endpoint.zero);
     let end = match found {
         Found::Ip => ip(side, packet, headers, endpoint, tables),
-        Found::Arp => End::bare(arp(headers.src[3], endpoint)),
-        Found::Bad(reason) => End::bare(reason),
+        Found::Arp => End::bare(arp(headers.src[3], endpoint)).forget_path(endpoint.zero),
+        Found::Bad(reason) => End::bare(reason).forget_path(endpoint.zero),
     };
-    let end = end.forget_path(endpoint.zero);
     let outcome = Outcome {
         verdict: verdict(end.reason(), endpoint),
         reason: end.reason(),
@@ -131,11 +129,10 @@ pub fn to_pod<P: Packet, T: Tables>(side: Side, packet: &P, endpoint: &Endpoint,
     }
     let mut headers = Headers::default();
     let found = match side {
-        Side::Device => packet::frame(packet, &mut headers),
-        Side::Cgroup => packet::network(packet, &mut headers),
+        Side::Device => packet::frame(packet, &mut headers, endpoint.zero),
+        Side::Cgroup => packet::network(packet, &mut headers, endpoint.zero),
     };
     // Of a fragmented packet only the first fragment has ports; it is enough.
-    headers.forget_path(endpoint.zero);
     if matches!(found, Found::Ip) && !headers.is_later_fragment() {
         flow::to_pod(tables, endpoint, &headers);
     }
@@ -195,33 +192,47 @@ fn ip<P: Packet, T: Tables>(
     endpoint: &Endpoint,
     tables: &T,
 ) -> End {
-    if let Side::Device = side {
-        if headers.proto == ICMPV6
-            && headers.v6
-            && let Some(reason) = neighbour(packet, headers, endpoint)
-        {
-            return End::bare(reason);
+    let ported = matches!(headers.proto, TCP | UDP | SCTP);
+    let own = matches!(side, Side::Cgroup) || is_own(headers, endpoint);
+    if ported && own && !headers.is_later_fragment() {
+        // The common end comes first, and is left early.
+        if let Some(rule) = exact(headers, endpoint.policy, tables) {
+            return End::new(passing(rule.reason), rule.rule);
         }
-        if !is_own(headers, endpoint) {
-            return End::bare(Reason::Spoofed);
-        }
+    }
+    uncommon(side, packet, headers, (own, ported), endpoint, tables).forget_path(endpoint.zero)
+}
+
+#[inline(always)]
+fn uncommon<P: Packet, T: Tables>(
+    side: Side,
+    packet: &P,
+    headers: &Headers,
+    (own, ported): (bool, bool),
+    endpoint: &Endpoint,
+    tables: &T,
+) -> End {
+    if matches!(side, Side::Device)
+        && headers.proto == ICMPV6
+        && headers.v6
+        && let Some(reason) = neighbour(packet, headers, endpoint)
+    {
+        return End::bare(reason);
+    }
+    if !own {
+        return End::bare(Reason::Spoofed);
     }
     if headers.is_later_fragment() {
         return End::bare(later_fragment(headers, endpoint, tables));
     }
-    match (headers.proto, headers.v6) {
-        (TCP | UDP | SCTP, _) => {
-            if let Some(rule) = exact(headers, endpoint.policy, tables) {
-                return End::new(passing(rule.reason), rule.rule);
-            }
+    if !ported {
+        if !matches!((headers.proto, headers.v6), (ICMP, false) | (ICMPV6, true)) {
+            return End::bare(Reason::Protocol);
         }
-        (ICMP, false) | (ICMPV6, true) => {
-            let end = icmp_error(packet, headers, endpoint, tables);
-            if end != End::NONE {
-                return end;
-            }
+        let end = icmp_error(packet, headers, endpoint, tables);
+        if end != End::NONE {
+            return end;
         }
-        _ => return End::bare(Reason::Protocol),
     }
     if flow::is_reply(tables, endpoint, headers) {
         return End::bare(Reason::Reply);

@@ -194,9 +194,10 @@ impl Headers {
 
     /// Changes nothing, given that `zero` is 0, but the kernel's verifier doesn't know that it is: it
     /// forgets which constants which path of the parser had left, and follows what comes next once
-    /// instead of once per path. Without this the programs exceed its limit.
+    /// instead of once per path. Without this the programs exceed its limit. The common path, a
+    /// whole IPv4 packet, does without and is followed on its own.
     #[inline(always)]
-    pub const fn forget_path(&mut self, zero: u8) {
+    const fn forget_path(&mut self, zero: u8) {
         self.offset ^= zero as u32;
         self.id ^= zero as u32;
         self.proto ^= zero;
@@ -256,9 +257,10 @@ pub enum Found {
     Bad(Reason),
 }
 
-/// Parses an Ethernet frame into `headers`, which must be [`Headers::default`].
+/// Parses an Ethernet frame into `headers`, which must be [`Headers::default`]. `zero` is 0, see
+/// [`Headers::forget_path`].
 #[inline(always)]
-pub fn frame<P: Packet>(packet: &P, headers: &mut Headers) -> Found {
+pub fn frame<P: Packet>(packet: &P, headers: &mut Headers, zero: u8) -> Found {
     if packet.vlan_offloaded() {
         headers.ethertype = ETHERTYPE_VLAN;
         return Found::Bad(Reason::Vlan);
@@ -267,7 +269,7 @@ pub fn frame<P: Packet>(packet: &P, headers: &mut Headers) -> Found {
     if let Some(head) = packet.load::<Frame4>(ETH_LEN - 4) {
         headers.ethertype = u16::from_be(head.ethertype_be);
         if headers.ethertype == ETHERTYPE_IPV4 {
-            return found(ipv4(packet, ETH_LEN, &head.ip, headers));
+            return found(ipv4(packet, ETH_LEN, &head.ip, headers, zero));
         }
     } else {
         match packet.load::<u16>(ETH_LEN - 2) {
@@ -277,7 +279,7 @@ pub fn frame<P: Packet>(packet: &P, headers: &mut Headers) -> Found {
     }
     match headers.ethertype {
         ETHERTYPE_IPV4 => Found::Bad(Reason::Malformed),
-        ETHERTYPE_IPV6 => found(ipv6(packet, ETH_LEN, headers)),
+        ETHERTYPE_IPV6 => found(ipv6(packet, ETH_LEN, headers, zero)),
         ETHERTYPE_ARP => match arp(packet, headers) {
             None => Found::Arp,
             Some(reason) => Found::Bad(reason),
@@ -288,20 +290,20 @@ pub fn frame<P: Packet>(packet: &P, headers: &mut Headers) -> Found {
 }
 
 /// Parses a packet that begins with its IP header, as the cgroup hook has it, into `headers`,
-/// which must be [`Headers::default`].
+/// which must be [`Headers::default`]. `zero` as for [`frame`].
 #[inline(always)]
-pub fn network<P: Packet>(packet: &P, headers: &mut Headers) -> Found {
+pub fn network<P: Packet>(packet: &P, headers: &mut Headers, zero: u8) -> Found {
     match packet.load::<u8>(0) {
         Some(first) if first >> 4 == 4 => {
             headers.ethertype = ETHERTYPE_IPV4;
             match packet.load::<Aligned4>(0) {
-                Some(header) => found(ipv4(packet, 0, &header, headers)),
+                Some(header) => found(ipv4(packet, 0, &header, headers, zero)),
                 None => Found::Bad(Reason::Malformed),
             }
         }
         Some(first) if first >> 4 == 6 => {
             headers.ethertype = ETHERTYPE_IPV6;
-            found(ipv6(packet, 0, headers))
+            found(ipv6(packet, 0, headers, zero))
         }
         Some(_) => Found::Bad(Reason::NotIp),
         None => Found::Bad(Reason::Malformed),
@@ -343,6 +345,7 @@ fn ipv4<P: Packet>(
     start: usize,
     header: &Aligned4,
     headers: &mut Headers,
+    zero: u8,
 ) -> Option<Reason> {
     let [first, second, third, src, dst] = header.words;
     let [version_ihl, _, len_hi, len_lo] = first.to_ne_bytes();
@@ -378,8 +381,11 @@ fn ipv4<P: Packet>(
             Part::Later
         };
         headers.id = second & u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+        let failed = transport(packet, headers, total - header_len, position);
+        headers.forget_path(zero);
+        return failed;
     }
-    transport(packet, headers, total - header_len, position)
+    transport(packet, headers, total - header_len, 0)
 }
 
 /// Refuses source routes, and option lists that don't parse. Other options may pass.
@@ -417,7 +423,7 @@ fn options<P: Packet>(packet: &P, start: usize, end: usize) -> Option<Reason> {
 }
 
 #[inline(never)]
-fn ipv6<P: Packet>(packet: &P, start: usize, headers: &mut Headers) -> Option<Reason> {
+fn ipv6<P: Packet>(packet: &P, start: usize, headers: &mut Headers, zero: u8) -> Option<Reason> {
     let Some(header) = packet.load::<Aligned6>(start) else {
         return Some(Reason::Malformed);
     };
@@ -492,7 +498,9 @@ fn ipv6<P: Packet>(packet: &P, start: usize, headers: &mut Headers) -> Option<Re
     }
     headers.proto = next;
     headers.offset = at as u32;
-    transport(packet, headers, end - at, position)
+    let failed = transport(packet, headers, end - at, position);
+    headers.forget_path(zero);
+    failed
 }
 
 /// Bytes of a transport header that must be there, in the first fragment too.

@@ -103,7 +103,7 @@ fn unknown(ctx: &SkBuffContext, config: &Config, place: &Place) -> i32 {
     };
     let mut headers = Headers::default();
     // For the report only.
-    packet::network(&Skb::new(&ctx.skb), &mut headers);
+    packet::network(&Skb::new(&ctx.skb), &mut headers, endpoint.zero);
     report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), place);
     code(outcome.verdict)
 }

@@ -8,6 +8,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use crate::api::{AccessPolicy, EgressLockdown, ExternalService, VirtualGateway};
 
 /// One object, as a source read it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "objects are moved once, from source to index"
+)]
 #[derive(Clone, Debug)]
 pub enum Object {
     Namespace(Namespace),
