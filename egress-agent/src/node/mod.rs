@@ -1,7 +1,17 @@
 //! Where the pods of this node are: their cgroups, network namespaces and devices.
 
+pub mod cgroups;
+mod coverage;
+pub mod devices;
+pub mod mounts;
+pub mod netlink;
+pub mod sight;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+pub use cgroups::Kubepods;
+pub use sight::{Scout, SightError};
 
 /// What was found of the pods, by UID.
 pub type Sightings = BTreeMap<String, Sighting>;
