@@ -1,17 +1,21 @@
 //! Where the pods of this node are: their cgroups, network namespaces and devices.
 
 pub mod cgroups;
+pub mod conntrack;
 mod coverage;
 pub mod devices;
 pub mod mounts;
 pub mod netlink;
 pub mod sight;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use cgroups::Kubepods;
+pub use conntrack::StandingFlows;
 pub use sight::{Scout, SightError};
+pub use watch::Watcher;
 
 /// What was found of the pods, by UID.
 pub type Sightings = BTreeMap<String, Sighting>;
