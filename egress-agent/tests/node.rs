@@ -5,7 +5,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use egress_agent::node::conntrack::{self, StandingFlow, StandingFlows};
-use egress_agent::node::{Scout, Watcher, cgroups};
+use egress_agent::node::{Kubepods, Scout, Watcher, cgroups};
 
 #[path = "node/world.rs"]
 mod world;
@@ -15,9 +15,7 @@ const UID: &str = "0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0";
 const OTHER: &str = "1b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0";
 
 fn ifindex(name: &str) -> u32 {
-    let name = std::ffi::CString::new(name).unwrap();
-    // SAFETY: a terminated string that outlives the call.
-    unsafe { libc::if_nametoindex(name.as_ptr()) }
+    nix::net::if_::if_nametoindex(name).unwrap()
 }
 
 #[test]
@@ -150,6 +148,33 @@ fn what_cannot_be_covered_is_told() {
 }
 
 #[test]
+fn processes_out_of_sight_are_told() {
+    if !have_root("processes_out_of_sight_are_told") {
+        return;
+    }
+    let _world = World::new();
+    // As the kernel shows it in a PID namespace that does not hold the pods.
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("kubepods");
+    let pod = path.join(format!("pod{UID}"));
+    fs::create_dir_all(&pod).unwrap();
+    fs::write(pod.join("cgroup.procs"), "0\n0\n").unwrap();
+    let kubepods = Kubepods {
+        path,
+        id: 1,
+        root: root.path().to_owned(),
+    };
+    let seen = Scout::new(kubepods)
+        .unwrap()
+        .sight([UID])
+        .unwrap()
+        .remove(UID)
+        .unwrap();
+    assert!(seen.running);
+    assert!(seen.uncoverable.unwrap().contains("hostPID"));
+}
+
+#[test]
 fn a_namespace_that_two_pods_share_is_told() {
     if !have_root("a_namespace_that_two_pods_share_is_told") {
         return;
@@ -185,7 +210,7 @@ fn the_nodes_addresses_are_those_of_its_own_namespace() {
         "peer",
         "172.31.6.2",
         "dev",
-        "down",
+        "veth1",
     ]);
     let found = Scout::new(world.kubepods())
         .unwrap()
@@ -214,7 +239,7 @@ fn the_watcher_wakes_for_each_step_of_a_pods_life() {
         .unwrap();
     let quiet = Duration::from_millis(200);
     runtime.block_on(async {
-        let mut watcher = Watcher::new(world.kubepods(), Duration::from_secs(600)).unwrap();
+        let mut watcher = Watcher::new(world.kubepods(), Duration::from_mins(10)).unwrap();
         watcher.looked(false);
         let wait = async |watcher: &mut Watcher| {
             let change = tokio::time::timeout(Duration::from_secs(5), watcher.changed()).await;
@@ -266,7 +291,7 @@ fn the_watcher_comes_back_while_a_pod_is_not_complete() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut watcher = Watcher::new(world.kubepods(), Duration::from_secs(600)).unwrap();
+        let mut watcher = Watcher::new(world.kubepods(), Duration::from_mins(10)).unwrap();
         let start = Instant::now();
         let mut looks = 0;
         while looks < 6 {

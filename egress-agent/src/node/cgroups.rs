@@ -61,15 +61,12 @@ impl Kubepods {
     /// by default it is looked for.
     pub fn find(root: Option<&Path>, given: Option<&Path>) -> Result<Self, CgroupError> {
         let all = mounts::mounts()?;
-        let (mount, root) = match root {
-            Some(root) => {
-                let root = root.canonicalize().map_err(|source| read(root, source))?;
-                (mounts::cgroup2_above(&all, &root)?, root)
-            }
-            None => {
-                let mount = mounts::cgroup2(&all)?;
-                (mount, mount.point.clone())
-            }
+        let (mount, root) = if let Some(root) = root {
+            let root = root.canonicalize().map_err(|source| read(root, source))?;
+            (mounts::cgroup2_above(&all, &root)?, root)
+        } else {
+            let mount = mounts::cgroup2(&all)?;
+            (mount, mount.point.clone())
         };
         let path = locate(&root, given)?;
         let id = cgroup_id(&path)?;
@@ -156,20 +153,15 @@ pub fn cgroup_id(path: &Path) -> Result<u64, CgroupError> {
         .ino())
 }
 
-/// Processes in a cgroup and all below it, in this PID namespace. What vanishes while we look is
-/// left out.
+/// Processes in a cgroup and all below it; 0 stands for those that this PID namespace can't see.
+/// What vanishes while we look is left out.
 pub fn processes(path: &Path) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     let mut open = vec![path.to_owned()];
     while let Some(dir) = open.pop() {
         // A threaded cgroup can't list processes; the domain above it lists them instead.
         if let Ok(text) = std::fs::read_to_string(dir.join("cgroup.procs")) {
-            // 0 is a process of another PID namespace.
-            found.extend(
-                text.lines()
-                    .filter_map(|pid| pid.parse().ok())
-                    .filter(|pid: &u32| *pid != 0),
-            );
+            found.extend(text.lines().filter_map(|pid| pid.parse::<u32>().ok()));
         }
         if let Ok(below) = children(&dir) {
             open.extend(below.into_iter().map(|(entry, _)| entry.path()));

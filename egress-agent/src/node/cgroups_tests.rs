@@ -160,7 +160,7 @@ fn processes_are_collected_from_all_levels() {
     }
     assert_eq!(
         processes(&root.path().join("pod")),
-        BTreeSet::from([7, 9, 12])
+        BTreeSet::from([0, 7, 9, 12])
     );
     assert_eq!(processes(&root.path().join("gone")), BTreeSet::new());
 }

@@ -70,7 +70,7 @@ pub struct Entry {
     pub reply: Tuple,
     /// `TCP_CONNTRACK_*`; none for other protocols.
     pub tcp_state: Option<u8>,
-    /// `IPS_*`, ORed.
+    /// Bits of `IPS_*`.
     pub status: u32,
 }
 

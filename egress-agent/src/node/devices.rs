@@ -115,41 +115,50 @@ impl Route {
 
     /// Id of a process's network namespace; one is assigned if it has none yet, which stays
     /// until the namespace ends. None if the process has ended.
+    ///
+    /// # Errors
+    /// Assigning needs `CAP_NET_ADMIN`.
     pub fn nsid(&mut self, pid: u32) -> Result<Option<i32>, NetlinkError> {
-        let mut request = vec![0; RTGENMSG];
-        push_attribute(&mut request, NETNSA_PID, &pid.to_ne_bytes());
-        let doing = "look up a process's network namespace";
-        let answer = match self.channel.ask(doing, RTM_GETNSID, &request) {
-            Err(error) if error.errno() == Some(Errno::ESRCH) => return Ok(None),
-            answer => answer?.ok_or(NetlinkError::Malformed { doing })?,
-        };
-        let nsid = attribute(&answer, RTGENMSG, NETNSA_NSID).and_then(i32_of);
-        match nsid.ok_or(NetlinkError::Malformed { doing })? {
-            NO_NSID => {}
-            nsid => return Ok(Some(nsid)),
+        match self.known_nsid(pid)? {
+            Some(NO_NSID) => {}
+            known => return Ok(known),
         }
+        let mut request = nsid_request(pid);
         // -1 lets the kernel choose.
         push_attribute(&mut request, NETNSA_NSID, &NO_NSID.to_ne_bytes());
-        let doing = "number a process's network namespace";
-        match self.channel.ask(doing, RTM_NEWNSID, &request) {
-            Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(None),
+        match self.channel.ask(
+            "number a process's network namespace",
+            RTM_NEWNSID,
+            &request,
+        ) {
+            Err(error) if error.errno() == Some(Errno::ESRCH) => return Ok(None),
             // Somebody else numbered it meanwhile.
-            Err(error) if error.errno() != Some(Errno::EEXIST) => Err(error),
-            _ => self.assigned(pid),
+            Err(error) if error.errno() != Some(Errno::EEXIST) => return Err(error),
+            _ => {}
         }
+        // None still: the number is now another process's, whose namespace has no id.
+        Ok(self.known_nsid(pid)?.filter(|nsid| *nsid != NO_NSID))
     }
 
-    fn assigned(&mut self, pid: u32) -> Result<Option<i32>, NetlinkError> {
-        let mut request = vec![0; RTGENMSG];
-        push_attribute(&mut request, NETNSA_PID, &pid.to_ne_bytes());
+    fn known_nsid(&mut self, pid: u32) -> Result<Option<i32>, NetlinkError> {
         let doing = "look up a process's network namespace";
-        match self.channel.ask(doing, RTM_GETNSID, &request) {
-            Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(None),
-            answer => Ok(answer?
-                .and_then(|answer| attribute(&answer, RTGENMSG, NETNSA_NSID).and_then(i32_of))
-                .filter(|nsid| *nsid != NO_NSID)),
-        }
+        let answer = match self.channel.ask(doing, RTM_GETNSID, &nsid_request(pid)) {
+            Err(error) if error.errno() == Some(Errno::ESRCH) => return Ok(None),
+            answer => answer?,
+        };
+        let nsid = answer
+            .as_deref()
+            .and_then(|answer| attribute(answer, RTGENMSG, NETNSA_NSID));
+        nsid.and_then(i32_of)
+            .map(Some)
+            .ok_or(NetlinkError::Malformed { doing })
     }
+}
+
+fn nsid_request(pid: u32) -> Vec<u8> {
+    let mut request = vec![0; RTGENMSG];
+    push_attribute(&mut request, NETNSA_PID, &pid.to_ne_bytes());
+    request
 }
 
 fn link_request(target: Option<i32>) -> Vec<u8> {

@@ -29,7 +29,8 @@ pub struct Sighting {
     pub cgroup_path: Option<PathBuf>,
     /// Host-side devices whose peer is in one of the pod's network namespaces, sorted by index.
     pub devices: Vec<Device>,
-    /// A process of the pod is in the node's own network namespace.
+    /// The pod's processes are in the node's own network namespace (but for some in namespaces
+    /// without any device).
     pub host_network: bool,
     /// The pod has a process, so that its network namespace could be looked at.
     pub running: bool,

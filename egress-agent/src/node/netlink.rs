@@ -35,7 +35,7 @@ pub enum NetlinkError {
         doing: &'static str,
         source: io::Error,
     },
-    #[error("the kernel refused to {doing}: {errno}")]
+    #[error("the kernel refused to {doing}: {errno}{}", hint(*errno))]
     Refused { doing: &'static str, errno: Errno },
     #[error("the kernel's answer when asked to {doing} is cut off or malformed")]
     Malformed { doing: &'static str },
@@ -50,6 +50,13 @@ impl NetlinkError {
             Self::Refused { errno, .. } => Some(*errno),
             _ => None,
         }
+    }
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => ". The agent needs CAP_NET_ADMIN",
+        _ => "",
     }
 }
 

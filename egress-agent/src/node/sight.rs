@@ -34,6 +34,14 @@ pub struct Scout {
 /// A pod's processes, by network namespace.
 type Spaces = BTreeMap<i32, BTreeSet<u32>>;
 
+/// Where a pod's processes are.
+#[derive(Default)]
+struct Whereabouts {
+    spaces: Spaces,
+    /// Some are out of sight of the agent's PID namespace.
+    hidden: bool,
+}
+
 impl Scout {
     /// The network namespace of the calling thread counts as the node's.
     ///
@@ -76,33 +84,34 @@ impl Scout {
         pods: impl IntoIterator<Item = U>,
     ) -> Result<Sightings, SightError> {
         let found = self.kubepods.pods()?;
-        let mut spaces = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for uid in pods {
             let uid = uid.as_ref();
             let cgroup = found.get(uid);
-            let own = match cgroup {
-                Some(cgroup) => self.spaces(cgroup)?,
-                None => Spaces::new(),
+            let whereabouts = match cgroup {
+                Some(cgroup) => self.whereabouts(cgroup)?,
+                None => Whereabouts::default(),
             };
-            spaces.insert(uid.to_owned(), (cgroup, own));
+            all.insert(uid.to_owned(), (cgroup, whereabouts));
         }
         // After the processes: a namespace that is known now has had its devices since before.
         let links = self.route.links()?;
-        let interiors = self.interiors(spaces.values().flat_map(|(_, own)| own.keys().copied()));
-        let shared = shared(spaces.values().map(|(_, own)| own), self.own);
-        Ok(spaces
+        let spaces = || all.values().map(|(_, whereabouts)| &whereabouts.spaces);
+        let interiors = self.interiors(spaces().flat_map(|spaces| spaces.keys().copied()));
+        let shared = shared(spaces(), self.own);
+        Ok(all
             .iter()
-            .map(|(uid, (cgroup, own))| {
-                let sighting = self.judge(*cgroup, own, &links, &interiors, &shared);
+            .map(|(uid, (cgroup, whereabouts))| {
+                let sighting = self.judge(*cgroup, whereabouts, &links, &interiors, &shared);
                 (uid.clone(), sighting)
             })
             .collect())
     }
 
-    /// Namespaces of a pod's processes.
-    fn spaces(&mut self, cgroup: &PodCgroup) -> Result<Spaces, NetlinkError> {
+    fn whereabouts(&mut self, cgroup: &PodCgroup) -> Result<Whereabouts, NetlinkError> {
         let mut spaces = Spaces::new();
-        let before = cgroups::processes(&cgroup.path);
+        let mut before = cgroups::processes(&cgroup.path);
+        let hidden = before.remove(&0);
         for pid in &before {
             if let Some(nsid) = self.route.nsid(*pid)? {
                 spaces.entry(nsid).or_default().insert(*pid);
@@ -119,7 +128,7 @@ impl Scout {
             pids.retain(|pid| after.contains(pid));
             !pids.is_empty()
         });
-        Ok(spaces)
+        Ok(Whereabouts { spaces, hidden })
     }
 
     fn interiors(&mut self, nsids: impl Iterator<Item = i32>) -> BTreeMap<i32, Interior> {
@@ -138,35 +147,41 @@ impl Scout {
     fn judge(
         &self,
         cgroup: Option<&PodCgroup>,
-        spaces: &Spaces,
+        whereabouts: &Whereabouts,
         links: &[Link],
         interiors: &BTreeMap<i32, Interior>,
         shared: &BTreeSet<i32>,
     ) -> Sighting {
+        let Whereabouts { spaces, hidden } = whereabouts;
         let mut sighting = Sighting {
             cgroup: cgroup.map(|cgroup| cgroup.id),
             cgroup_path: cgroup.map(|cgroup| cgroup.path.clone()),
-            running: !spaces.is_empty(),
+            running: *hidden || !spaces.is_empty(),
             ..Sighting::default()
         };
-        if sighting.running {
+        let mut reasons = Vec::new();
+        if *hidden {
+            reasons.push(
+                "the agent can't see its processes: run it in the node's PID namespace (hostPID)"
+                    .to_owned(),
+            );
+        }
+        if !spaces.is_empty() {
             let in_node = spaces.get(&self.own).and_then(|pids| pids.first().copied());
             let interiors = spaces
                 .keys()
                 .filter_map(|nsid| interiors.get_key_value(nsid))
                 .map(|(nsid, interior)| (*nsid, interior))
                 .collect();
-            let mut coverage = coverage::assess(links, self.own, in_node, &interiors);
+            let coverage = coverage::assess(links, self.own, in_node, &interiors);
             if spaces.keys().any(|nsid| shared.contains(nsid)) {
-                coverage
-                    .reasons
-                    .push("another pod's process is in its network namespace".into());
+                reasons.push("another pod's process is in its network namespace".to_owned());
             }
+            reasons.extend(coverage.reasons);
             sighting.devices = coverage.devices;
             sighting.host_network = coverage.host_network;
-            sighting.uncoverable =
-                (!coverage.reasons.is_empty()).then(|| coverage.reasons.join("; "));
         }
+        sighting.uncoverable = (!reasons.is_empty()).then(|| reasons.join("; "));
         sighting
     }
 }

@@ -43,6 +43,8 @@ pub enum WatchError {
 }
 
 /// What there is to look at again. Several may be true at once.
+// Independent of each other: no state machine.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// A device or address of the node came, went or changed.
