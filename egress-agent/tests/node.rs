@@ -143,8 +143,21 @@ fn what_cannot_be_covered_is_told() {
     );
     // One foot in the node, the other in a pod's namespace.
     enter_cgroup(&world.pod_cgroup(UID), host);
-    let told = look()[UID].uncoverable.clone().unwrap();
+    let mut told = String::new();
+    world::until("a process that stays in the node is told", || {
+        told = look()[UID].uncoverable.clone().unwrap_or_default();
+        !told.is_empty()
+    });
     assert!(told.contains(&format!("process {host}")), "{told}");
+    // One that has only just started may be on its way.
+    world.kill(host);
+    world::until("a process that has only just started is not told", || {
+        let young = world.host_process();
+        enter_cgroup(&world.pod_cgroup(UID), young);
+        let told = look()[UID].uncoverable.clone();
+        world.kill(young);
+        told.is_none()
+    });
 }
 
 #[test]

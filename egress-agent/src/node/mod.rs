@@ -1,5 +1,6 @@
 //! Where the pods of this node are: their cgroups, network namespaces and devices.
 
+mod age;
 pub mod cgroups;
 pub mod conntrack;
 mod coverage;

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
+use super::age::age;
 use super::cgroups::{self, CgroupError, Kubepods, PodCgroup};
 use super::coverage::{self, Interior};
 use super::devices::{Link, Route};
@@ -30,6 +32,11 @@ pub struct Scout {
     /// Id of the agent's own network namespace, which is the node's.
     own: i32,
 }
+
+/// A container runtime puts a new process (a container's first, or an exec probe's) into the
+/// pod's cgroup first and into its network namespace a moment later. One that is younger and
+/// still in the node's says nothing about a pod that has a namespace already.
+const ARRIVED: Duration = Duration::from_secs(1);
 
 /// A pod's processes, by network namespace.
 type Spaces = BTreeMap<i32, BTreeSet<u32>>;
@@ -131,6 +138,15 @@ impl Scout {
         Ok(Whereabouts { spaces, hidden })
     }
 
+    /// A process of the pod that is in the node's network namespace to stay.
+    fn in_node(&self, spaces: &Spaces) -> Option<u32> {
+        let mut pids = spaces.get(&self.own)?.iter().copied();
+        if spaces.len() == 1 {
+            return pids.next();
+        }
+        pids.find(|pid| age(*pid).is_some_and(|age| age >= ARRIVED))
+    }
+
     fn interiors(&mut self, nsids: impl Iterator<Item = i32>) -> BTreeMap<i32, Interior> {
         let nsids: BTreeSet<i32> = nsids.filter(|nsid| *nsid != self.own).collect();
         nsids
@@ -167,7 +183,7 @@ impl Scout {
             );
         }
         if !spaces.is_empty() {
-            let in_node = spaces.get(&self.own).and_then(|pids| pids.first().copied());
+            let in_node = self.in_node(spaces);
             let interiors = spaces
                 .keys()
                 .filter_map(|nsid| interiors.get_key_value(nsid))
