@@ -1,7 +1,22 @@
 //! Where the pods of this node are: their cgroups, network namespaces and devices.
 
+mod age;
+pub mod cgroups;
+pub mod conntrack;
+mod coverage;
+pub mod devices;
+pub mod mounts;
+pub mod netlink;
+pub mod sight;
+pub mod watch;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+pub use cgroups::Kubepods;
+pub use conntrack::StandingFlows;
+pub use sight::{Scout, SightError};
+pub use watch::Watcher;
 
 /// What was found of the pods, by UID.
 pub type Sightings = BTreeMap<String, Sighting>;
@@ -15,7 +30,8 @@ pub struct Sighting {
     pub cgroup_path: Option<PathBuf>,
     /// Host-side devices whose peer is in one of the pod's network namespaces, sorted by index.
     pub devices: Vec<Device>,
-    /// A process of the pod is in the node's own network namespace.
+    /// The pod's processes are in the node's own network namespace (but for some in namespaces
+    /// without any device).
     pub host_network: bool,
     /// The pod has a process, so that its network namespace could be looked at.
     pub running: bool,

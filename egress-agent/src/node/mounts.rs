@@ -1,0 +1,194 @@
+//! Finds the mounts that the agent needs in `/proc/self/mountinfo`.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
+/// Why a mount could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("can't read {MOUNTINFO}: {0}")]
+    Read(#[source] io::Error),
+    #[error(
+        "no cgroup2 filesystem is mounted here: Sallyport needs the unified cgroup hierarchy. \
+         Boot with systemd.unified_cgroup_hierarchy=1, or mount it beside the old ones: \
+         mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+    )]
+    NoCgroup2,
+    #[error(
+        "{path} is not on a cgroup2 filesystem: pass a directory of the unified hierarchy as \
+         --cgroup-root, or leave the flag out to have it found"
+    )]
+    NotCgroup2 { path: PathBuf },
+    #[error(
+        "{path} is not on a BPF filesystem: pins would not outlive the agent. \
+         Mount one: mkdir -p {path} && mount -t bpf bpf {path}"
+    )]
+    NoBpffs { path: PathBuf },
+}
+
+/// One line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Directory of the filesystem that is mounted; `/` is all of it.
+    pub root: PathBuf,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Filesystem type, such as `cgroup2`.
+    pub kind: String,
+}
+
+/// The mounts of this process's mount namespace, in the order in which they were made.
+pub fn mounts() -> Result<Vec<Mount>, MountError> {
+    Ok(parse(&std::fs::read(MOUNTINFO).map_err(MountError::Read)?))
+}
+
+/// The cgroup2 mount that shows the most: the whole hierarchy rather than a part of it, and the
+/// shortest path among equals.
+pub fn cgroup2(mounts: &[Mount]) -> Result<&Mount, MountError> {
+    mounts
+        .iter()
+        .filter(|mount| mount.kind == "cgroup2")
+        .min_by_key(|mount| {
+            (
+                mount.root != Path::new("/"),
+                mount.point.components().count(),
+            )
+        })
+        .ok_or(MountError::NoCgroup2)
+}
+
+/// The cgroup2 mount that holds `path`.
+pub fn cgroup2_above<'a>(mounts: &'a [Mount], path: &Path) -> Result<&'a Mount, MountError> {
+    above(mounts, path)
+        .filter(|mount| mount.kind == "cgroup2")
+        .ok_or_else(|| MountError::NotCgroup2 {
+            path: path.to_owned(),
+        })
+}
+
+/// The BPF filesystem mounted at `path` or above it.
+pub fn bpffs_above<'a>(mounts: &'a [Mount], path: &Path) -> Result<&'a Mount, MountError> {
+    above(mounts, path)
+        .filter(|mount| mount.kind == "bpf")
+        .ok_or_else(|| MountError::NoBpffs {
+            path: path.to_owned(),
+        })
+}
+
+/// The mount that a path is on: the longest mount point above it, and of several on the same
+/// point the last, which hides the others.
+fn above<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    mounts
+        .iter()
+        .filter(|mount| path.starts_with(&mount.point))
+        .max_by_key(|mount| mount.point.components().count())
+}
+
+/// Lines that don't have mountinfo's form (proc(5)) are left out.
+fn parse(text: &[u8]) -> Vec<Mount> {
+    text.split(|byte| *byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let root = unescape(fields.nth(3)?);
+    let point = unescape(fields.next()?);
+    // A varying number of optional fields ends with a lone dash.
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    Some(Mount {
+        root,
+        point,
+        kind: String::from_utf8_lossy(kind).into_owned(),
+    })
+}
+
+/// Mountinfo writes space, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        if let Some(byte) = octal {
+            bytes.push(byte);
+            rest = &tail[3..];
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &[u8] = b"\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
+31 22 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:3 master:2 - cgroup cgroup rw,cpu
+40 31 0:38 /kubelet /mnt/a\\040part rw - cgroup2 cgroup2 rw
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+42 22 0:40 / /sys/fs/bpf rw - bpf bpf rw,mode=700
+43 22 0:41 / /mnt/twice rw - bpf bpf rw
+44 22 0:42 / /mnt/twice rw - tmpfs tmpfs rw
+broken line
+";
+
+    #[test]
+    fn the_whole_hierarchy_is_preferred() {
+        let mounts = parse(HYBRID);
+        assert_eq!(mounts.len(), 8);
+        assert_eq!(
+            cgroup2(&mounts).unwrap().point,
+            Path::new("/sys/fs/cgroup/unified")
+        );
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        assert_eq!(parse(HYBRID)[3].point, Path::new("/mnt/a part"));
+        assert_eq!(unescape(b"\\04"), Path::new("\\04"));
+        assert_eq!(unescape(b"a\\134b"), Path::new("a\\b"));
+    }
+
+    #[test]
+    fn no_cgroup2_says_what_to_do() {
+        let error = cgroup2(&parse(b"22 1 254:0 / / rw - ext4 /dev/root rw")).unwrap_err();
+        assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
+    }
+
+    #[test]
+    fn bpffs_is_found_above_and_only_where_it_is_visible() {
+        let mounts = parse(HYBRID);
+        let found = bpffs_above(&mounts, Path::new("/sys/fs/bpf/sallyport/v1")).unwrap();
+        assert_eq!(found.point, Path::new("/sys/fs/bpf"));
+        // A name that only begins alike is another directory.
+        let error = bpffs_above(&mounts, Path::new("/sys/fs/bpf2")).unwrap_err();
+        assert!(
+            error.to_string().contains("mount -t bpf bpf /sys/fs/bpf2"),
+            "{error}"
+        );
+        assert!(
+            bpffs_above(&mounts, Path::new("/mnt/twice")).is_err(),
+            "hidden by the tmpfs"
+        );
+    }
+
+    #[test]
+    fn a_cgroup_root_elsewhere_is_refused() {
+        let mounts = parse(HYBRID);
+        assert!(cgroup2_above(&mounts, Path::new("/sys/fs/cgroup/unified/a")).is_ok());
+        assert!(cgroup2_above(&mounts, Path::new("/sys/fs/cgroup/cpu/a")).is_err());
+    }
+}
