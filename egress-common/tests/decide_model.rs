@@ -77,11 +77,11 @@ struct Rules {
 }
 
 fn addr() -> impl Strategy<Value = [u8; 4]> {
-    (0..3_u8, 0..3_u8).prop_map(|(a, b)| [192, 0, a, b])
+    (0..2_u8, 0..2_u8).prop_map(|(a, b)| [192, 0, a, b])
 }
 
 fn port() -> impl Strategy<Value = u16> {
-    prop::sample::select(vec![1_u16, 53, 80, 81, 65_535])
+    prop::sample::select(vec![53_u16, 80])
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -117,7 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
             id,
         });
     let receive =
-        (kind(), addr(), port(), 1..3_u16).prop_map(|(kind, peer, port, pod_port)| Step::Receive {
+        (kind(), addr(), port(), 1..2_u16).prop_map(|(kind, peer, port, pod_port)| Step::Receive {
             kind,
             peer,
             port,
@@ -447,7 +447,7 @@ proptest! {
     #[test]
     fn decides_as_the_model_does(
         rules in rules(),
-        steps in prop::collection::vec(step(), 1..40),
+        steps in prop::collection::vec(step(), 1..80),
     ) {
         let tables = tables(&rules);
         let mut model = Model { rules: &rules, past: Vec::new() };
