@@ -86,14 +86,15 @@ pub fn check_trust_domain(text: &str) -> Result<(), SpiffeError> {
     Ok(())
 }
 
-/// An RE2 expression that matches the ids of one trust domain and nothing else.
-pub fn id_regex(trust_domain: &str) -> String {
-    let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
-    format!(
-        r"spiffe://{}/ns/{label}/sa/{label}(\.{label})*",
-        trust_domain.replace('.', r"\.")
-    )
+/// How every id of a trust domain begins.
+pub fn id_prefix(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/")
 }
+
+/// An RE2 expression for the form of ids, whatever the trust domain: short, since Envoy refuses
+/// programs larger than 100.
+pub const ID_REGEX: &str =
+    r"spiffe://[^/]+/ns/[a-z0-9](-*[a-z0-9])*/sa/[a-z0-9](-*[a-z0-9])*(\.[a-z0-9](-*[a-z0-9])*)*";
 
 /// RFC 1123 label, or subdomain where dots may be.
 fn is_name(text: &str, dots: bool) -> bool {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::type_url;
 use crate::gateway::policy::{Gateway, Route, Upstream, UpstreamHttp, UpstreamTls};
 
-/// Sets the port of a wildcard's upstream, ahead of the dynamic forward proxy.
-pub(super) const PORT_FILTER: &str = "envoy.filters.http.set_filter_state";
+/// Sets a wildcard's upstream, ahead of the dynamic forward proxy.
+pub(super) const UPSTREAM_FILTER: &str = "sallyport.upstream";
 
 fn upstreams(gateway: &Gateway) -> impl Iterator<Item = &Upstream> {
     gateway
@@ -175,19 +175,76 @@ fn upstream_tls(upstream: &Upstream, tls: &UpstreamTls, ca: &Path) -> Value {
     json!({ "name": "envoy.transport_sockets.tls", "typed_config": context })
 }
 
-/// The HTTP filters that find a wildcard's host; they leave other routes alone.
-pub(super) fn forward_proxy_filter() -> Value {
+/// The HTTP filters that find a wildcard's host, in their order; they leave other routes alone.
+pub(super) fn forward_proxy_filters() -> [Value; 3] {
+    [
+        // The forward proxy would go to the port that the client named, so the host is taken alone.
+        json!({
+            "name": "sallyport.host",
+            "typed_config": {
+                "@type": type_url("envoy.extensions.filters.http.header_to_metadata.v3.Config"),
+                "request_rules": [{
+                    "header": ":authority",
+                    "on_header_present": {
+                        "metadata_namespace": "sallyport",
+                        "key": "host",
+                        "regex_value_rewrite": {
+                            "pattern": { "regex": "^([^:]+)(:[0-9]+)?$" },
+                            "substitution": r"\1",
+                        },
+                    },
+                }],
+            },
+        }),
+        json!({ "name": UPSTREAM_FILTER, "typed_config": filter_state(&[]) }),
+        json!({
+            "name": "envoy.filters.http.dynamic_forward_proxy",
+            "typed_config": {
+                "@type":
+                    type_url("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig"),
+                "dns_cache_config": dns_cache(),
+                "allow_dynamic_host_from_filter_state": true,
+            },
+        }),
+    ]
+}
+
+/// The upstream of a route to a wildcard, for [`UPSTREAM_FILTER`].
+pub(super) fn dynamic_upstream(port: u16) -> Value {
+    filter_state(&[
+        json!({
+            "object_key": "envoy.upstream.dynamic_host",
+            "format_string": text_format("%DYNAMIC_METADATA(sallyport:host)%"),
+        }),
+        json!({
+            "object_key": "envoy.upstream.dynamic_port",
+            "format_string": text_format(&port.to_string()),
+        }),
+    ])
+}
+
+/// Keeps the authority as the client sent it for the access log.
+pub(super) fn authority_filter() -> Value {
     json!({
-        "name": "envoy.filters.http.dynamic_forward_proxy",
-        "typed_config": {
-            "@type": type_url("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig"),
-            "dns_cache_config": dns_cache(),
-        },
+        "name": "sallyport.authority",
+        "typed_config": filter_state(&[json!({
+            "object_key": AUTHORITY_STATE,
+            "factory_key": "envoy.string",
+            "format_string": text_format("%REQ(:AUTHORITY)%"),
+        })]),
     })
 }
 
-/// Sets the port of the route's upstream.
-pub(super) fn port_filter(port: u16) -> Value {
-    let _ = port;
-    json!({})
+/// Key of what [`authority_filter`] keeps.
+pub(super) const AUTHORITY_STATE: &str = "sallyport.authority";
+
+fn filter_state(values: &[Value]) -> Value {
+    json!({
+        "@type": type_url("envoy.extensions.filters.http.set_filter_state.v3.Config"),
+        "on_request_headers": values,
+    })
+}
+
+fn text_format(text: &str) -> Value {
+    json!({ "text_format_source": { "inline_string": text } })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{CERTIFICATE_FILE, TRUST_FILE, cluster, rbac, routes_file, routes_name, type_url};
-use crate::gateway::identity::id_regex;
+use crate::gateway::identity::id_prefix;
 
 const CERTIFICATE: &str = "certificate";
 const TRUST: &str = "trust";
@@ -86,26 +86,26 @@ pub(super) fn trust(cert_dir: &Path, trust_domain: &str) -> Value {
             "watched_directory": { "path": cert_dir.to_string_lossy() },
             "match_typed_subject_alt_names": [{
                 "san_type": "URI",
-                "matcher": { "safe_regex": { "regex": id_regex(trust_domain) } },
+                "matcher": { "prefix": id_prefix(trust_domain) },
             }],
         },
     })
 }
 
 fn connection_manager(port: u16, own: &Path, wildcards: bool) -> Value {
-    let mut filters = vec![json!({
-        "name": rbac::FILTER,
-        "typed_config": rbac::deny_all(),
-    })];
+    let mut filters = vec![
+        cluster::authority_filter(),
+        json!({ "name": rbac::FILTER, "typed_config": rbac::deny_all() }),
+    ];
     if wildcards {
-        filters.push(cluster::forward_proxy_filter());
+        filters.extend(cluster::forward_proxy_filters());
     }
     filters.push(json!({
         "name": "envoy.filters.http.router",
         "typed_config": {
             "@type": type_url("envoy.extensions.filters.http.router.v3.Router"),
-            // Nothing that only this gateway's own mesh should see.
-            "suppress_envoy_headers": false,
+            // The outside learns nothing of how it was reached.
+            "suppress_envoy_headers": true,
         },
     }));
     json!({
@@ -151,9 +151,9 @@ fn access_log() -> Value {
             "@type": type_url("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"),
             "log_format": { "json_format": {
                 "start_time": "%START_TIME%",
-                "authority": "%REQ(:AUTHORITY)%",
+                "authority": format!("%FILTER_STATE({}:PLAIN)%", cluster::AUTHORITY_STATE),
                 "method": "%REQ(:METHOD)%",
-                "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+                "path": "%REQ(:PATH)%",
                 "protocol": "%PROTOCOL%",
                 "response_code": "%RESPONSE_CODE%",
                 "response_code_details": "%RESPONSE_CODE_DETAILS%",

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::type_url;
-use crate::gateway::identity::id_regex;
+use crate::gateway::identity::{ID_REGEX, id_prefix};
 use crate::gateway::path::TextPattern;
 use crate::gateway::policy::{Clients, Entry, HeaderCondition, Rules};
 
@@ -96,7 +96,9 @@ fn any_of(kind: &str, list: &str, mut values: Vec<Value>) -> Value {
 }
 
 fn every(trust_domain: &str) -> Value {
-    principal(json!({ "safe_regex": { "regex": id_regex(trust_domain) } }))
+    let form = principal(json!({ "safe_regex": { "regex": ID_REGEX } }));
+    let domain = principal(json!({ "prefix": id_prefix(trust_domain) }));
+    json!({ "and_ids": { "ids": [domain, form] } })
 }
 
 fn principal(matcher: Value) -> Value {

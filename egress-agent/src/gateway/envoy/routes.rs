@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{cluster, rbac, routes_name, type_url};
-use crate::gateway::host::{HostName, HostPattern};
+use crate::gateway::host::HostName;
 use crate::gateway::policy::{Listener, Route, Upstream};
 
 /// The route configuration of one port.
@@ -11,7 +11,7 @@ pub(super) fn configuration(trust_domain: &str, port: u16, listener: &Listener) 
     let hosts = listener.hosts.iter().map(|(pattern, routes)| {
         let routes: Vec<Value> = routes
             .iter()
-            .map(|(&client_port, served)| route(trust_domain, pattern, client_port, served))
+            .map(|(&client_port, served)| route(trust_domain, client_port, served))
             .collect();
         // Hosts that are named but not served have a virtual host too: a wildcard is no way
         // around them.
@@ -40,7 +40,7 @@ pub(super) fn configuration(trust_domain: &str, port: u16, listener: &Listener) 
     })
 }
 
-fn route(trust_domain: &str, pattern: &HostPattern, client_port: u16, route: &Route) -> Value {
+fn route(trust_domain: &str, client_port: u16, route: &Route) -> Value {
     let name = match &route.service {
         Some(service) => format!("ExternalService/{service}:{}", route.upstream.port),
         None => "ALLOW_ANY".to_owned(),
@@ -60,16 +60,15 @@ fn route(trust_domain: &str, pattern: &HostPattern, client_port: u16, route: &Ro
             "prefix": "/",
             "headers": [{
                 "name": ":authority",
-                "string_match": { "safe_regex": { "regex": authority_regex(pattern, client_port) } },
+                "string_match": { "safe_regex": { "regex": authority_regex(client_port) } },
             }],
         },
         "route": action,
         "typed_per_filter_config": { rbac::FILTER: rbac::per_route(trust_domain, &route.rules) },
     });
     if route.upstream.host.is_none() {
-        // The dynamic forward proxy would go to the port that the client named.
-        rendered["typed_per_filter_config"][cluster::PORT_FILTER] =
-            cluster::port_filter(route.upstream.port);
+        rendered["typed_per_filter_config"][cluster::UPSTREAM_FILTER] =
+            cluster::dynamic_upstream(route.upstream.port);
     }
     rendered
 }
@@ -80,17 +79,11 @@ fn authority(host: &HostName, upstream: &Upstream) -> String {
     if upstream.port == own { host.to_string() } else { format!("{host}:{}", upstream.port) }
 }
 
-/// Host names of the pattern with the client's port; 80 may be left out. Whatever else would pass
-/// Envoy's match of domains (addresses under `*`, odd characters) matches no route.
-fn authority_regex(pattern: &HostPattern, client_port: u16) -> String {
-    let label = "[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?";
-    let host = match pattern {
-        HostPattern::Exact(host) => host.as_str().replace('.', r"\."),
-        HostPattern::Below(parent) => {
-            format!(r"({label}\.)+{}", parent.as_str().replace('.', r"\."))
-        }
-        HostPattern::Any => format!(r"({label}\.)*[a-z_]([-a-z0-9_]{{0,61}}[a-z0-9_])?"),
-    };
+/// Host names with the client's port; 80 may be left out. Which host it is Envoy has matched by
+/// domain already; addresses under `*` and odd characters match no route. It is short and the same
+/// for every host, since Envoy refuses expressions whose RE2 program is larger than 100.
+fn authority_regex(client_port: u16) -> String {
+    let host = r"([a-z0-9_](-*[a-z0-9_])*\.)*[a-z_](-*[a-z0-9_])*";
     let port = if client_port == 80 { "(:80)?".to_owned() } else { format!(":{client_port}") };
     format!("(?i){host}{port}")
 }
