@@ -273,7 +273,7 @@ fn paths_have_one_reading() {
     gateway.apply(&conditions(objects));
     gateway.until("the new policy", || gateway.get("productpage", "api.localhost", "/x").is_denied());
     let leaf = gateway.identity("productpage");
-    let (mut allowed, mut refused) = (0, 0);
+    let (mut allowed, mut refused, mut differ) = (0, 0, Vec::new());
     for path in [
         "/b", "/b?x", "/b/", "/B", "/a/../b", "/a/%2e%2e/b", "/a/%2E./b", "/a/..%2fb", "/a%2f..%2fb",
         "//b", "///b", "/./b", "/b/.", "/b/..", "/x/../../b", "/status/../b", "/status/../x",
@@ -285,11 +285,17 @@ fn paths_have_one_reading() {
         "/caf%C3%A9/x", "/caf%c3%a9/x", "/status/é", "/status/%C3%A9", "/status/%7E", "/status/~",
         "/status/%41%5f", "/%73tatus/x", "/status%2Fx", "/status/%252e%252e/x", "/status/....//x",
         "/.../b", "/b#", "/b/./", "/b//", "*", "b", "http:b", "/%2e%2e/b", "/status/x/..", "/status/..",
+        "/b?x=%2f", "/b?x=%00", "/b?x#y", "/status/.;/x", "/status/x/..;/b", "/status/..;a/x", "/status/x;a",
+        "/status/...;/x", "/b;", "/..;/b", "/status/%2e%2e;/x", "/status/..%3b/x", "/status/%3B", "/status/%zz",
+        "/status/:@!$&'()*+,;=", "/%2525", "/status/%25%32%65",
+        "/status/%2e;/x", "/status/x%2e;/x", "/status/.%2e;a/x", "/x\\..;\\b", "/status\\..;\\x", "/status/x/..;",
     ] {
         let decision = gateway.decide("productpage", "GET", "api.localhost", path, &[]);
         let answer = gateway.connect(Some(&leaf)).ask("GET", "api.localhost", path, "");
         let through = answer.as_ref().is_ok_and(|answer| answer.status == 200);
-        assert_eq!(decision.allowed, through, "{path}: {decision:?} {answer:?}");
+        if decision.allowed != through {
+            differ.push(format!("{path}: decided {}, seen {answer:?}", decision.allowed));
+        }
         if let Ok(answer) = answer
             && !through
         {
@@ -297,6 +303,7 @@ fn paths_have_one_reading() {
         }
         if through { allowed += 1 } else { refused += 1 }
     }
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
     assert!(allowed > 20 && refused > 20, "{allowed} {refused}");
 }
 
@@ -305,7 +312,7 @@ fn conditions_hold_as_decided() {
     let (mut gateway, objects, _) = start();
     gateway.apply(&conditions(objects));
     gateway.until("the new policy", || gateway.get("productpage", "api.localhost", "/x").is_denied());
-    let rows: [(&str, &str, &str, &[(&str, &str)], bool); 16] = [
+    let rows: [(&str, &str, &str, &[(&str, &str)], bool); 21] = [
         ("productpage", "GET", "/b", &[], true),
         ("productpage", "HEAD", "/b", &[], true),
         ("productpage", "POST", "/b", &[], false),
@@ -316,7 +323,12 @@ fn conditions_hold_as_decided() {
         ("reviews", "GET", "/b", &[("x-team", "Red")], false),
         ("reviews", "POST", "/", &[("x-team", "blue-y")], true),
         ("reviews", "POST", "/", &[("x-team", "blue-x")], false),
-        ("reviews", "POST", "/", &[("x-team", "red"), ("x-team", "red")], false),
+        ("reviews", "POST", "/", &[("x-team", "red"), ("x-team", "red")], true),
+        ("reviews", "POST", "/", &[("x-team", "green"), ("x-team", "red")], true),
+        ("reviews", "POST", "/", &[("x-team", "red"), ("x-team", "blue-x")], false),
+        ("reviews", "POST", "/", &[("x-team", "blue-x"), ("x-team", "red")], false),
+        ("reviews", "POST", "/", &[("x-team", "r"), ("x-team", "ed")], false),
+        ("reviews", "POST", "/", &[("x-team", "green,red")], false),
         ("reviews", "POST", "/", &[("x-team", "blue"), ("x-team", "x")], true),
         ("ratings", "GET", "/b", &[("x-team", "red")], false),
         ("ratings", "DELETE", "/b", &[], true),

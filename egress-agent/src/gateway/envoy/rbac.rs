@@ -77,6 +77,10 @@ fn policy(trust_domain: &str, entry: &Entry) -> Option<Value> {
     if !entry.paths.is_empty() {
         let paths = entry.paths.iter().map(path);
         conditions.push(any_of("or_rules", "rules", paths.collect()));
+        // `%2e%2e;` survives Envoy's normalisation as `..;`, which servers that ignore parameters
+        // take for a dot segment.
+        let hidden = json!({ "safe_regex": { "regex": r".*/\.\.?;.*" } });
+        conditions.push(json!({ "not_rule": { "url_path": { "path": hidden } } }));
     }
     conditions.extend(entry.headers.iter().flat_map(header_conditions));
     if conditions.is_empty() {
