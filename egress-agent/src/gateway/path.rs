@@ -22,9 +22,9 @@ pub fn normalize(target: &str) -> Option<String> {
         return None;
     }
     let path = target.split('?').next().unwrap_or(target);
-    // Envoy takes a dot segment with parameters (`..;x`) for a dot segment, if no escape hides it.
+    // Envoy takes a dot segment with parameters (`..;x`) for a dot segment, if neither an escape nor a backslash hides it.
     let plain: Vec<&str> = path
-        .split(['/', '\\'])
+        .split('/')
         .map(|segment| match segment.split_once(';') {
             Some((dots @ ("." | ".."), _)) => dots,
             _ => segment,
@@ -38,7 +38,7 @@ pub fn normalize(target: &str) -> Option<String> {
         match segment {
             "" | "." => {}
             ".." => _ = segments.pop(),
-            // An escape hid it from Envoy; servers that ignore parameters would see a dot segment.
+            // Something hid it from Envoy; servers that ignore parameters would see a dot segment.
             name if name.starts_with("..;") || name.starts_with(".;") => return None,
             name => {
                 segments.push(name);
@@ -72,6 +72,8 @@ fn respell(path: &str) -> Option<String> {
                 }
                 _ => out.push('%'),
             },
+            // Browsers and Envoy read it so.
+            b'\\' => out.push('/'),
             b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' => {
                 out.push('%');
                 out.push_str(&format!("{byte:02X}"));
