@@ -13,6 +13,8 @@ mod path;
 pub mod policy;
 mod rules;
 mod services;
+#[cfg(test)]
+mod tests;
 pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};

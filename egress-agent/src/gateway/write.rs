@@ -120,3 +120,75 @@ fn remove_stale(directory: &Path, files: &[File]) -> Result<(), WriteError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn rendered(gateways: &[(&str, &[(&str, &str)])]) -> Rendered {
+        let files = |files: &[(&str, &str)]| -> Vec<File> {
+            let file = |(name, content): &(&str, &str)| File {
+                name: (*name).to_owned(),
+                content: (*content).to_owned(),
+            };
+            files.iter().map(file).collect()
+        };
+        let gateways: BTreeMap<String, Vec<File>> =
+            gateways.iter().map(|(name, list)| ((*name).to_owned(), files(list))).collect();
+        Rendered { gateways }
+    }
+
+    fn names(root: &Path, paths: &[PathBuf]) -> Vec<String> {
+        let name = |path: &PathBuf| path.strip_prefix(root).unwrap().display().to_string();
+        paths.iter().map(name).collect()
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let writer = Writer::new(root.path());
+        let first = rendered(&[("a.b", &[("cds.json", "1"), ("rds-1.json", "1"), ("lds.json", "1")])]);
+        let written = writer.write(&first).unwrap();
+        assert_eq!(
+            names(root.path(), &written),
+            ["a.b/cds.json", "a.b/rds-1.json", "a.b/lds.json"]
+        );
+        assert_eq!(writer.write(&first).unwrap(), Vec::<PathBuf>::new());
+        let second = rendered(&[("a.b", &[("cds.json", "1"), ("rds-2.json", "2"), ("lds.json", "2")])]);
+        let written = writer.write(&second).unwrap();
+        assert_eq!(names(root.path(), &written), ["a.b/rds-2.json", "a.b/lds.json"]);
+        let mut left: Vec<_> = fs::read_dir(root.path().join("a.b"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["cds.json", "lds.json", "rds-2.json"]);
+    }
+
+    #[test]
+    fn a_gateway_that_is_gone_is_emptied_once() {
+        let root = tempfile::tempdir().unwrap();
+        let writer = Writer::new(root.path());
+        writer.write(&rendered(&[("a.b", &[("cds.json", "1"), ("lds.json", "1")])])).unwrap();
+        fs::create_dir(root.path().join("not-ours")).unwrap();
+        let written = writer.write(&Rendered::default()).unwrap();
+        assert_eq!(names(root.path(), &written), ["a.b/lds.json", "a.b/cds.json"]);
+        let lds = fs::read_to_string(root.path().join("a.b/lds.json")).unwrap();
+        let lds: serde_json::Value = serde_json::from_str(&lds).unwrap();
+        assert_eq!(lds["resources"], serde_json::json!([]));
+        assert_eq!(writer.write(&Rendered::default()).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn an_error_names_the_path() {
+        let root = tempfile::tempdir().unwrap();
+        let blocked = root.path().join("file");
+        fs::write(&blocked, "").unwrap();
+        fs::set_permissions(&blocked, fs::Permissions::from_mode(0o600)).unwrap();
+        let error = Writer::new(&blocked).write(&rendered(&[("a.b", &[])])).unwrap_err();
+        assert!(error.to_string().contains(&blocked.join("a.b").display().to_string()), "{error}");
+    }
+}
