@@ -129,7 +129,10 @@ impl Listener {
         let exact = self.hosts.get(&HostPattern::Exact(host.clone()));
         // Ordered most specific first.
         exact.or_else(|| {
-            self.hosts.iter().find(|(pattern, _)| pattern.matches(host)).map(|(_, routes)| routes)
+            self.hosts
+                .iter()
+                .find(|(pattern, _)| pattern.matches(host))
+                .map(|(_, routes)| routes)
         })
     }
 }
@@ -150,7 +153,10 @@ fn decide_route(route: &Route, request: &Request<'_>) -> Decision {
         service: route.service.clone(),
         object: winner.map(|entry| entry.policy.clone()),
         entry: winner.map(|entry| entry.index),
-        dry_run: route.rules.has_dry_run().then(|| entries.iter().any(|entry| admits(&entry))),
+        dry_run: route
+            .rules
+            .has_dry_run()
+            .then(|| entries.iter().any(|entry| admits(&entry))),
         reason,
     }
 }
@@ -161,8 +167,14 @@ fn entry_admits(entry: &Entry, request: &Request<'_>, path: Option<&str>) -> boo
         && (entry.methods.is_empty() || entry.methods.contains(request.method))
         && (entry.paths.is_empty() || paths())
         && (entry.ip_blocks.is_empty()
-            || entry.ip_blocks.iter().any(|block| block.contains(&unmapped(request.client_ip))))
-        && entry.headers.iter().all(|condition| header_holds(condition, request.headers))
+            || entry
+                .ip_blocks
+                .iter()
+                .any(|block| block.contains(&unmapped(request.client_ip))))
+        && entry
+            .headers
+            .iter()
+            .all(|condition| header_holds(condition, request.headers))
 }
 
 /// `::ffff:10.0.0.1` is 10.0.0.1.

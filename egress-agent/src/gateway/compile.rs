@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::VirtualGateway;
 use crate::api::virtual_gateway::{Listener as ListenerSpec, TlsMode};
 
 use super::host::HostPattern;
@@ -17,8 +16,10 @@ use super::{GatewayObject, GatewayObjects};
 /// Compiles the policy of every gateway, with what could not be done as written, sorted.
 pub fn compile(objects: &GatewayObjects<'_>) -> (GatewayPolicy, Vec<Problem>) {
     let mut problems = Vec::new();
-    let mut policy =
-        GatewayPolicy { trust_domain: objects.trust_domain.clone(), gateways: BTreeMap::new() };
+    let mut policy = GatewayPolicy {
+        trust_domain: objects.trust_domain.clone(),
+        gateways: BTreeMap::new(),
+    };
     if let Err(error) = check_trust_domain(&objects.trust_domain) {
         problems.push(Problem {
             object: "setting".to_owned(),
@@ -30,10 +31,17 @@ pub fn compile(objects: &GatewayObjects<'_>) -> (GatewayPolicy, Vec<Problem>) {
     }
     let services = read_services(objects, &mut problems);
     let policies = rules::read(objects, &services, &mut problems);
-    let registry = Registry { objects, services: &services, policies: &policies };
+    let registry = Registry {
+        objects,
+        services: &services,
+        policies: &policies,
+    };
     for gateway in &objects.gateways {
-        let id = name_of(gateway.object);
-        let mut report = Report { object: format!("VirtualGateway/{id}"), problems: &mut problems };
+        let id = gateway.id.clone();
+        let mut report = Report {
+            object: format!("VirtualGateway/{id}"),
+            problems: &mut problems,
+        };
         let compiled = registry.gateway(&id, gateway, &mut report);
         policy.gateways.insert(id, compiled);
     }
@@ -42,18 +50,11 @@ pub fn compile(objects: &GatewayObjects<'_>) -> (GatewayPolicy, Vec<Problem>) {
     (policy, problems)
 }
 
-fn name_of(object: &VirtualGateway) -> ObjectName {
-    ObjectName {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
-    }
-}
-
 fn read_services(objects: &GatewayObjects<'_>, problems: &mut Vec<Problem>) -> Vec<Service> {
     let mut services: Vec<Service> = objects
         .external_services
         .iter()
-        .map(|object| services::read(object, &objects.cluster, problems))
+        .map(|object| services::read(object, objects, problems))
         .collect();
     services.sort_by(|a, b| a.id.cmp(&b.id));
     services
@@ -72,12 +73,14 @@ impl Registry<'_> {
         gateway: &GatewayObject<'_>,
         report: &mut Report<'_>,
     ) -> Gateway {
-        let spec = &gateway.object.spec;
+        let spec = gateway.spec;
         let refused = report.unsupported("spec", &spec.other);
         let mut compiled = Gateway::default();
         for (index, listener) in spec.listeners.iter().enumerate() {
             let field = format!("spec.listeners[{index}]");
-            let Some(exposed) = read_listener(listener, &field, report) else { continue };
+            let Some(exposed) = read_listener(listener, &field, report) else {
+                continue;
+            };
             let exposed = if refused { BTreeSet::new() } else { exposed };
             let number = listener.port.number;
             let own = BTreeSet::from([number]);
@@ -90,7 +93,9 @@ impl Registry<'_> {
                     );
                     continue;
                 }
-                compiled.listeners.insert(port, self.listener(id, &exposed, report));
+                compiled
+                    .listeners
+                    .insert(port, self.listener(id, &exposed, report));
             }
         }
         compiled
@@ -124,29 +129,45 @@ impl Registry<'_> {
         let named = self.services.iter().flat_map(|service| &service.hosts);
         let Some(owner) = named.filter(|host| host.covers(pattern)).min() else {
             let upstream = services::any_host(self.objects.outbound, pattern);
-            let open = |upstream| Route { service: None, upstream, rules: Rules::default() };
-            return upstream.map(open).map(|route| (80, route)).into_iter().collect();
+            let open = |upstream| Route {
+                service: None,
+                upstream,
+                rules: Rules::default(),
+            };
+            return upstream
+                .map(open)
+                .map(|route| (80, route))
+                .into_iter()
+                .collect();
         };
-        let owners = || self.services.iter().filter(|service| service.hosts.contains(owner));
+        let owners = || {
+            self.services
+                .iter()
+                .filter(|service| service.hosts.contains(owner))
+        };
         let mut routes = HostRoutes::new();
         let mut twice = BTreeSet::new();
         for service in owners() {
-            for port in service.ports.iter().filter(|port| port.is_served_by(gateway)) {
+            for port in service
+                .ports
+                .iter()
+                .filter(|port| port.is_served_by(gateway))
+            {
                 let route = self.route(service, port, pattern);
-                if routes.insert(port.client_port, route).is_some() {
-                    twice.insert(port.client_port);
+                if routes.insert(port.asked, route).is_some() {
+                    twice.insert(port.asked);
                 }
             }
         }
         for client_port in twice {
             routes.remove(&client_port);
-            let names: BTreeSet<String> = owners().map(|service| service.id.to_string()).collect();
-            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            let claims: BTreeSet<String> = owners().map(|service| service.id.to_string()).collect();
+            let claims = claims.into_iter().collect::<Vec<_>>().join(", ");
             report.refused(
                 "spec.listeners",
                 format!(
-                    "host `{pattern}`, client port {client_port}: more than one port of the external \
-                     services {names} claims it, so none is served; leave one"
+                    "host `{pattern}`, client port {client_port}: more than one port of the external services \
+                      {claims} claim it, so none is served; leave one"
                 ),
             );
         }
@@ -183,7 +204,10 @@ fn read_listener(
         return None;
     }
     if listener.port.number == 0 {
-        report.refused(format!("{field}.port.number"), "a port from 1 to 65535 is needed");
+        report.refused(
+            format!("{field}.port.number"),
+            "a port from 1 to 65535 is needed",
+        );
         return None;
     }
     let mut refused = report.unsupported(field, &listener.other);

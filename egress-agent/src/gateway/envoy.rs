@@ -46,9 +46,14 @@ pub fn render(policy: &GatewayPolicy, settings: &Settings) -> Rendered {
     let gateways = policy.gateways.iter().map(|(id, gateway)| {
         let directory = directory(id);
         let own = settings.config_dir.join(&directory);
-        (directory, gateway_files(&policy.trust_domain, gateway, settings, &own))
+        (
+            directory,
+            gateway_files(&policy.trust_domain, gateway, settings, &own),
+        )
     });
-    Rendered { gateways: gateways.collect() }
+    Rendered {
+        gateways: gateways.collect(),
+    }
 }
 
 /// A gateway's directory: `<namespace>.<name>`. A namespace has no dot, so no two share one.
@@ -63,12 +68,24 @@ fn gateway_files(
     own: &Path,
 ) -> Vec<File> {
     let mut files = vec![
-        file(CERTIFICATE_FILE, &[listener::certificate(&settings.cert_dir)]),
-        file(TRUST_FILE, &[listener::trust(&settings.cert_dir, trust_domain)]),
-        file(CLUSTERS_FILE, &cluster::clusters(gateway, &settings.upstream_ca)),
+        file(
+            CERTIFICATE_FILE,
+            &[listener::certificate(&settings.cert_dir)],
+        ),
+        file(
+            TRUST_FILE,
+            &[listener::trust(&settings.cert_dir, trust_domain)],
+        ),
+        file(
+            CLUSTERS_FILE,
+            &cluster::clusters(gateway, &settings.upstream_ca),
+        ),
     ];
     for (&port, policy) in &gateway.listeners {
-        files.push(file(&routes_file(port), &[routes::configuration(trust_domain, port, policy)]));
+        files.push(file(
+            &routes_file(port),
+            &[routes::configuration(trust_domain, port, policy)],
+        ));
     }
     let wildcards = cluster::has_wildcards(gateway);
     let listeners: Vec<Value> = gateway
@@ -103,9 +120,13 @@ fn routes_file(port: u16) -> String {
 /// A `DiscoveryResponse`; its version is the hash of what is in it.
 fn file(name: &str, resources: &[Value]) -> File {
     let digest = Sha256::digest(Value::from(resources).to_string());
-    let version: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let head = digest.first_chunk().expect("SHA-256 has 32 bytes");
+    let version = format!("{:016x}", u64::from_be_bytes(*head));
     let response = json!({ "version_info": version, "resources": resources });
-    File { name: name.to_owned(), content: format!("{response:#}\n") }
+    File {
+        name: name.to_owned(),
+        content: format!("{response:#}\n"),
+    }
 }
 
 fn type_url(name: &str) -> String {

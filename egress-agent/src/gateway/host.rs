@@ -28,8 +28,7 @@ pub struct HostName(String);
 impl HostName {
     /// Reads a host as an operator writes it; names outside ASCII are converted by IDNA.
     pub fn parse(text: &str) -> Result<Self, HostError> {
-        let ascii =
-            idna::domain_to_ascii(text).map_err(|_| HostError::Syntax(text.to_owned()))?;
+        let ascii = idna::domain_to_ascii(text).map_err(|_| HostError::Syntax(text.to_owned()))?;
         Self::from_ascii(&ascii, text)
     }
 
@@ -147,7 +146,8 @@ impl HostPattern {
 }
 
 fn is_below(name: &str, parent: &str) -> bool {
-    name.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+    name.strip_suffix(parent)
+        .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
 }
 
 impl Ord for HostPattern {
@@ -195,15 +195,32 @@ mod tests {
         for text in ["httpbin.org", "HTTPBIN.org", "httpbin.org."] {
             assert_eq!(HostName::parse(text).unwrap().as_str(), "httpbin.org");
         }
-        assert_eq!(HostName::parse("bücher.example").unwrap().as_str(), "xn--bcher-kva.example");
+        assert_eq!(
+            HostName::parse("bücher.example").unwrap().as_str(),
+            "xn--bcher-kva.example"
+        );
         assert!(HostName::of_request("bücher.example").is_err());
     }
 
     #[test]
     fn what_is_no_host_is_refused() {
         for text in [
-            "", ".", "a..b", "-a.b", "a-.b", "a b", "a/b", "10.0.0.1", "::1", "[::1]", "127.1",
-            "0x7f.0.0.1", "2130706433", "a:80", "user@host", "a%2eb",
+            "",
+            ".",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a b",
+            "a/b",
+            "10.0.0.1",
+            "::1",
+            "[::1]",
+            "127.1",
+            "0x7f.0.0.1",
+            "2130706433",
+            "a:80",
+            "user@host",
+            "a%2eb",
         ] {
             assert!(HostName::of_request(text).is_err(), "{text}");
         }
@@ -215,7 +232,12 @@ mod tests {
         let com = pattern("*.example.com");
         assert!(com.matches(&host("a.example.com")));
         assert!(com.matches(&host("a.b.Example.com.")));
-        for text in ["example.com", "aexample.com", "a.example.com.evil.org", "example.org"] {
+        for text in [
+            "example.com",
+            "aexample.com",
+            "a.example.com.evil.org",
+            "example.org",
+        ] {
             assert!(!com.matches(&host(text)), "{text}");
         }
         assert!(pattern("*.com").matches(&host("example.com")));
@@ -227,7 +249,9 @@ mod tests {
 
     #[test]
     fn the_most_specific_comes_first() {
-        let mut all: Vec<_> = ["*", "*.com", "b.a.com", "*.a.com", "a.com"].map(pattern).into();
+        let mut all: Vec<_> = ["*", "*.com", "b.a.com", "*.a.com", "a.com"]
+            .map(pattern)
+            .into();
         all.sort();
         let text: Vec<_> = all.iter().map(ToString::to_string).collect();
         assert_eq!(text, ["a.com", "b.a.com", "*.a.com", "*.com", "*"]);
@@ -245,7 +269,11 @@ mod tests {
             ("a.com", "a.com", true),
             ("a.com", "*.a.com", false),
         ] {
-            assert_eq!(pattern(outer).covers(&pattern(inner)), expected, "{outer} {inner}");
+            assert_eq!(
+                pattern(outer).covers(&pattern(inner)),
+                expected,
+                "{outer} {inner}"
+            );
         }
     }
 
@@ -254,7 +282,15 @@ mod tests {
         for (text, port) in [("a.org", 80), ("a.org:80", 80), ("A.org.:8080", 8080)] {
             assert_eq!(split_authority(text), Ok((host("a.org"), port)), "{text}");
         }
-        for text in ["a.org:", "a.org:0", "a.org:+80", "a.org:65536", "a.org:080", "[::1]:80", ":80"] {
+        for text in [
+            "a.org:",
+            "a.org:0",
+            "a.org:+80",
+            "a.org:65536",
+            "a.org:080",
+            "[::1]:80",
+            ":80",
+        ] {
             assert!(split_authority(text).is_err(), "{text}");
         }
     }

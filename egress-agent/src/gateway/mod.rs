@@ -19,7 +19,7 @@ pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::{AccessPolicy, ExternalService, VirtualGateway};
+use crate::api::{AccessPolicySpec, ExternalServiceSpec, VirtualGatewaySpec};
 
 pub use access::{Decision, Request, decide_access};
 pub use compile::compile;
@@ -34,28 +34,43 @@ pub use write::Writer;
 pub struct GatewayObjects<'a> {
     /// SPIFFE trust domain of the clients, such as `cluster.local`.
     pub trust_domain: String,
-    /// Name of this cluster, to which a selector's `cluster` is compared.
-    pub cluster: String,
+    /// Name of this cluster, to which a selector's `cluster` is compared; without it every name is
+    /// this cluster.
+    pub cluster: Option<String>,
     pub outbound: OutboundPolicy,
     pub gateways: Vec<GatewayObject<'a>>,
-    pub external_services: Vec<&'a ExternalService>,
-    pub access_policies: Vec<&'a AccessPolicy>,
-    pub service_accounts: Vec<ServiceAccountObject<'a>>,
+    pub external_services: Vec<Declared<'a, ExternalServiceSpec>>,
+    pub access_policies: Vec<Declared<'a, AccessPolicySpec>>,
+    /// Every service account of the cluster that may be a client.
+    pub service_accounts: Vec<Declared<'a, ()>>,
+}
+
+impl GatewayObjects<'_> {
+    /// Whether a `cluster` in a selector or reference means another one.
+    fn is_foreign(&self, cluster: &str) -> bool {
+        self.cluster.as_deref().is_some_and(|own| own != cluster)
+    }
+
+    /// Name of this cluster for messages.
+    fn cluster_name(&self) -> &str {
+        self.cluster.as_deref().unwrap_or_default()
+    }
+}
+
+/// What policy needs of an object.
+#[derive(Clone, Debug)]
+pub struct Declared<'a, S> {
+    pub id: ObjectName,
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    pub spec: &'a S,
 }
 
 /// A gateway and where its pods listen.
 #[derive(Clone, Debug)]
 pub struct GatewayObject<'a> {
-    pub object: &'a VirtualGateway,
+    pub id: ObjectName,
+    pub spec: &'a VirtualGatewaySpec,
     /// From a listener's port number to the ports its pods listen on for it, through the
     /// Service's `targetPort`. A number that is missing here stands for itself.
     pub target_ports: BTreeMap<u16, BTreeSet<u16>>,
-}
-
-/// What policy needs of a `ServiceAccount`.
-#[derive(Clone, Debug)]
-pub struct ServiceAccountObject<'a> {
-    pub namespace: &'a str,
-    pub name: &'a str,
-    pub labels: Option<&'a BTreeMap<String, String>>,
 }

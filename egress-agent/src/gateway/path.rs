@@ -3,15 +3,21 @@
 //! The form is the one that Envoy's `normalize_path` and `merge_slashes` make, since Envoy's
 //! RBAC filter compares it as a string.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// Whether the gateway answers 400 whatever policy says: not a path, one with a fragment, or one in
 /// which a server may see slashes that policy does not.
 pub fn is_refused(target: &str) -> bool {
-    let path = target.split('?').next().unwrap_or(target).to_ascii_lowercase();
+    let path = target
+        .split('?')
+        .next()
+        .unwrap_or(target)
+        .to_ascii_lowercase();
     !path.starts_with('/')
         || target.contains('#')
-        || ["%2f", "%5c", "%00"].iter().any(|escape| path.contains(escape))
+        || ["%2f", "%5c", "%00"]
+            .iter()
+            .any(|escape| path.contains(escape))
 }
 
 /// Brings the path of a request to the form in which it is compared: without query, escapes of
@@ -75,8 +81,7 @@ fn respell(path: &str) -> Option<String> {
             // Browsers and Envoy read it so.
             b'\\' => out.push('/'),
             b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' => {
-                out.push('%');
-                out.push_str(&format!("{byte:02X}"));
+                write!(out, "%{byte:02X}").ok()?;
             }
             byte if byte.is_ascii_graphic() => out.push(char::from(byte)),
             _ => return None,
@@ -161,7 +166,9 @@ pub fn parse_path_pattern(text: &str) -> Result<TextPattern, String> {
         Some(normal) => Err(format!(
             "`{text}` never matches, since paths are compared as `{normal}`"
         )),
-        None => Err(format!("`{text}` is not a path: it starts with `/` and has no `?`, `#` or escaped slash")),
+        None => Err(format!(
+            "`{text}` is not a path: it starts with `/` and has no `?`, `#` or escaped slash"
+        )),
     }
 }
 
@@ -212,11 +219,17 @@ mod tests {
     #[test]
     fn patterns() {
         assert!(parse_path_pattern("/get").unwrap().matches("/get"));
-        assert!(parse_path_pattern("/status/*").unwrap().matches("/status/200"));
+        assert!(
+            parse_path_pattern("/status/*")
+                .unwrap()
+                .matches("/status/200")
+        );
         assert!(!parse_path_pattern("/status/*").unwrap().matches("/status"));
         assert!(parse_path_pattern("*.json").unwrap().matches("/a/b.json"));
         assert!(parse_path_pattern("*").unwrap().matches("/"));
-        for text in ["", "get", "/a/*/b", "*a*", "/a/../b*", "//a", "/a?b", "/a%2fb", "/%61"] {
+        for text in [
+            "", "get", "/a/*/b", "*a*", "/a/../b*", "//a", "/a?b", "/a%2fb", "/%61",
+        ] {
             assert!(parse_path_pattern(text).is_err(), "{text}");
         }
     }

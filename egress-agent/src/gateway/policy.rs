@@ -19,7 +19,10 @@ pub struct ObjectName {
 
 impl ObjectName {
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -181,15 +184,33 @@ impl GatewayPolicy {
     pub fn may_use(&self, gateway: &ObjectName, client: &SpiffeId) -> bool {
         client.trust_domain() == self.trust_domain
             && self.gateways.get(gateway).is_some_and(|gateway| {
-                gateway.listeners.values().any(|listener| listener.may_use(client))
+                gateway
+                    .listeners
+                    .values()
+                    .any(|listener| listener.may_use(client))
             })
+    }
+}
+
+impl GatewayPolicy {
+    /// Whether this service account can have any request admitted by any gateway.
+    pub fn admits(&self, namespace: &str, service_account: &str) -> bool {
+        SpiffeId::new(&self.trust_domain, namespace, service_account).is_ok_and(|client| {
+            self.gateways
+                .keys()
+                .any(|gateway| self.may_use(gateway, &client))
+        })
     }
 }
 
 impl Listener {
     fn may_use(&self, client: &SpiffeId) -> bool {
         self.hosts.values().flat_map(BTreeMap::values).any(|route| {
-            !route.rules.closed || route.rules.enforced().any(|entry| entry.clients.admits(client))
+            !route.rules.closed
+                || route
+                    .rules
+                    .enforced()
+                    .any(|entry| entry.clients.admits(client))
         })
     }
 }
@@ -219,7 +240,11 @@ impl fmt::Display for Problem {
             Effect::Refused => "refused",
             Effect::Ignored => "ignored",
         };
-        write!(f, "{} {} {effect}: {}", self.object, self.field, self.reason)
+        write!(
+            f,
+            "{} {} {effect}: {}",
+            self.object, self.field, self.reason
+        )
     }
 }
 
@@ -242,14 +267,23 @@ impl Report<'_> {
     /// Reports fields without a type; true if there are any.
     pub(super) fn unsupported(&mut self, prefix: &str, other: &crate::api::Unsupported) -> bool {
         for field in other.keys() {
-            let path = if prefix.is_empty() { field.clone() } else { format!("{prefix}.{field}") };
+            let path = if prefix.is_empty() {
+                field.clone()
+            } else {
+                format!("{prefix}.{field}")
+            };
             self.refused(path, "not supported; remove it");
         }
         !other.is_empty()
     }
 
     fn push(&mut self, effect: Effect, field: String, reason: String) {
-        let problem = Problem { object: self.object.clone(), field, effect, reason };
+        let problem = Problem {
+            object: self.object.clone(),
+            field,
+            effect,
+            reason,
+        };
         self.problems.push(problem);
     }
 }

@@ -6,14 +6,14 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use crate::api::access_policy::{AccessPolicy, Authz, Destination, HeaderValues};
-use crate::api::{ObjectSelector, PortRef};
+use crate::api::access_policy::{Authz, Destination, HeaderValues};
+use crate::api::{AccessPolicySpec, ObjectSelector, PortRef};
 
-use super::GatewayObjects;
 use super::identity::SpiffeId;
 use super::path::{TextPattern, parse_path_pattern};
 use super::policy::{Clients, Entry, HeaderCondition, ObjectName, Problem, Report, Rules};
 use super::services::Service;
+use super::{Declared, GatewayObjects};
 
 /// An access policy, resolved against the service accounts of this moment.
 #[derive(Debug)]
@@ -36,17 +36,12 @@ pub(super) fn read(
     services: &[Service],
     problems: &mut Vec<Problem>,
 ) -> Vec<Policy> {
-    let mut sorted: Vec<(ObjectName, &AccessPolicy)> = objects
-        .access_policies
-        .iter()
-        .map(|object| {
-            let namespace = object.metadata.namespace.clone().unwrap_or_default();
-            let name = object.metadata.name.clone().unwrap_or_default();
-            (ObjectName { namespace, name }, *object)
-        })
-        .collect();
-    sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
-    sorted.iter().map(|(id, object)| read_policy(id, object, objects, services, problems)).collect()
+    let mut sorted: Vec<&Declared<'_, AccessPolicySpec>> = objects.access_policies.iter().collect();
+    sorted.sort_by(|a, b| a.id.cmp(&b.id));
+    sorted
+        .into_iter()
+        .map(|object| read_policy(object, objects, services, problems))
+        .collect()
 }
 
 /// The rules of one port of a service.
@@ -58,7 +53,11 @@ pub(super) fn rules_for(
 ) -> Rules {
     let mut rules = Rules::default();
     for policy in policies {
-        let mut targets = policy.targets.iter().filter(|target| target.selects(service)).peekable();
+        let mut targets = policy
+            .targets
+            .iter()
+            .filter(|target| target.selects(service))
+            .peekable();
         if targets.peek().is_none() {
             continue;
         }
@@ -79,29 +78,44 @@ pub(super) fn rules_for(
 
 impl Target {
     fn selects(&self, service: &Service) -> bool {
-        let ObjectSelector { name, namespace, labels, .. } = &self.selector;
+        let ObjectSelector {
+            name,
+            namespace,
+            labels,
+            ..
+        } = &self.selector;
         name.as_ref().is_none_or(|name| *name == service.id.name)
-            && namespace.as_ref().is_none_or(|namespace| *namespace == service.id.namespace)
-            && labels.iter().all(|(key, value)| service.labels.get(key) == Some(value))
+            && namespace
+                .as_ref()
+                .is_none_or(|namespace| *namespace == service.id.namespace)
+            && labels
+                .iter()
+                .all(|(key, value)| service.labels.get(key) == Some(value))
     }
 
     fn selects_port(&self, number: u16, name: Option<&str>) -> bool {
         self.port.as_ref().is_none_or(|port| {
             port.number.is_none_or(|wanted| wanted == number)
-                && port.name.as_deref().is_none_or(|wanted| Some(wanted) == name)
+                && port
+                    .name
+                    .as_deref()
+                    .is_none_or(|wanted| Some(wanted) == name)
         })
     }
 }
 
 fn read_policy(
-    id: &ObjectName,
-    object: &AccessPolicy,
+    object: &Declared<'_, AccessPolicySpec>,
     objects: &GatewayObjects<'_>,
     services: &[Service],
     problems: &mut Vec<Problem>,
 ) -> Policy {
-    let mut report = Report { object: format!("AccessPolicy/{id}"), problems };
-    let spec = &object.spec;
+    let id = &object.id;
+    let mut report = Report {
+        object: format!("AccessPolicy/{id}"),
+        problems,
+    };
+    let spec = object.spec;
     let mut refused = report.unsupported("spec", &spec.other);
     refused |= report.unsupported("spec.config", &spec.config.other);
     if !spec.apply_to_workloads.is_empty() {
@@ -116,7 +130,11 @@ fn read_policy(
             "spec.applyToDestinations",
             "it names no destination, so it closes every external service and opens none",
         );
-        targets.push(Target { selector: ObjectSelector::default(), port: None, admits: false });
+        targets.push(Target {
+            selector: ObjectSelector::default(),
+            port: None,
+            admits: false,
+        });
     }
     for (index, destination) in spec.apply_to_destinations.iter().enumerate() {
         let field = format!("spec.applyToDestinations[{index}]");
@@ -126,7 +144,11 @@ fn read_policy(
     for target in &mut targets {
         target.admits &= !refused;
     }
-    let single = spec.config.authz.iter().map(|authz| ("spec.config.authz".to_owned(), authz));
+    let single = spec
+        .config
+        .authz
+        .iter()
+        .map(|authz| ("spec.config.authz".to_owned(), authz));
     let list = spec.config.authz_list.iter().enumerate();
     let list = list.map(|(at, authz)| (format!("spec.config.authzList[{at}]"), authz));
     let mut entries = Vec::new();
@@ -149,18 +171,27 @@ fn read_target(
     match destination.kind.as_str() {
         "EXTERNAL_SERVICE" => {}
         "SERVICE" | "VIRTUAL_DESTINATION" => {
-            report.ignored(format!("{field}.kind"), "egress gateways know EXTERNAL_SERVICE only");
+            report.ignored(
+                format!("{field}.kind"),
+                "egress gateways know EXTERNAL_SERVICE only",
+            );
             return None;
         }
         other => {
-            report.refused(format!("{field}.kind"), format!("`{other}` is not EXTERNAL_SERVICE"));
+            report.refused(
+                format!("{field}.kind"),
+                format!("`{other}` is not EXTERNAL_SERVICE"),
+            );
             admits = false;
         }
     }
-    if let Some(name) = foreign(selector, &objects.cluster) {
+    if let Some(name) = foreign(selector, objects) {
         report.ignored(
             format!("{field}.selector.cluster"),
-            format!("`{name}` is another cluster than this one, `{}`", objects.cluster),
+            format!(
+                "`{name}` is another cluster than this one, `{}`",
+                objects.cluster_name()
+            ),
         );
         return None;
     }
@@ -172,12 +203,22 @@ fn read_target(
         );
         admits = false;
     }
-    let target = Target { selector: selector.clone(), port: destination.port.clone(), admits };
-    let mut selected = services.iter().filter(|service| target.selects(service)).peekable();
+    let target = Target {
+        selector: selector.clone(),
+        port: destination.port.clone(),
+        admits,
+    };
+    let mut selected = services
+        .iter()
+        .filter(|service| target.selects(service))
+        .peekable();
     if selected.peek().is_none() {
         report.ignored(format!("{field}.selector"), "no external service matches");
     } else if !selected.any(|service| {
-        service.declared.iter().any(|(number, name)| target.selects_port(*number, name.as_deref()))
+        service
+            .declared
+            .iter()
+            .any(|(number, name)| target.selects_port(*number, name.as_deref()))
     }) {
         report.ignored(
             format!("{field}.port"),
@@ -189,8 +230,11 @@ fn read_target(
 }
 
 /// The cluster that a selector names if it is not this one.
-fn foreign<'a>(selector: &'a ObjectSelector, cluster: &str) -> Option<&'a str> {
-    selector.cluster.as_deref().filter(|name| *name != cluster)
+fn foreign<'a>(selector: &'a ObjectSelector, objects: &GatewayObjects<'_>) -> Option<&'a str> {
+    selector
+        .cluster
+        .as_deref()
+        .filter(|name| objects.is_foreign(name))
 }
 
 fn read_entry(
@@ -205,8 +249,15 @@ fn read_entry(
     let clients = read_clients(authz, objects, field, report);
     let mut methods = BTreeSet::new();
     for (at, method) in authz.allowed_methods.iter().enumerate() {
-        if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-') {
-            report.refused(format!("{field}.allowedMethods[{at}]"), format!("`{method}` is no method"));
+        if method.is_empty()
+            || !method
+                .bytes()
+                .all(|byte| byte.is_ascii_alphabetic() || byte == b'-')
+        {
+            report.refused(
+                format!("{field}.allowedMethods[{at}]"),
+                format!("`{method}` is no method"),
+            );
             refused = true;
         }
         methods.insert(method.to_ascii_uppercase());
@@ -223,14 +274,15 @@ fn read_entry(
     }
     let mut ip_blocks = BTreeSet::new();
     for (at, text) in authz.allowed_ip_blocks.iter().enumerate() {
-        let block = text.parse::<IpNet>().or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()));
-        match block {
-            Ok(block) => _ = ip_blocks.insert(block.trunc()),
-            Err(_) => {
-                let reason = format!("`{text}` is no address or CIDR");
-                report.refused(format!("{field}.allowedIpBlocks[{at}]"), reason);
-                refused = true;
-            }
+        let block = text
+            .parse::<IpNet>()
+            .or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()));
+        if let Ok(block) = block {
+            ip_blocks.insert(block.trunc());
+        } else {
+            let reason = format!("`{text}` is no address or CIDR");
+            report.refused(format!("{field}.allowedIpBlocks[{at}]"), reason);
+            refused = true;
         }
     }
     let mut headers = Vec::new();
@@ -253,7 +305,11 @@ fn read_entry(
         && paths.is_empty()
         && ip_blocks.is_empty()
         && headers.is_empty();
-    let clients = if refused || empty { Clients::These(BTreeSet::new()) } else { clients };
+    let clients = if refused || empty {
+        Clients::These(BTreeSet::new())
+    } else {
+        clients
+    };
     Entry {
         policy: policy.clone(),
         index,
@@ -290,20 +346,30 @@ fn read_clients(
             every = true;
             continue;
         }
-        if let Some(name) = foreign(selector, &objects.cluster) {
+        if let Some(name) = foreign(selector, objects) {
             report.ignored(
                 format!("{field}.cluster"),
-                format!("`{name}` is another cluster than this one, `{}`", objects.cluster),
+                format!(
+                    "`{name}` is another cluster than this one, `{}`",
+                    objects.cluster_name()
+                ),
             );
             continue;
         }
         let before = ids.len();
         ids.extend(resolve(selector, objects));
         if ids.len() == before && resolve(selector, objects).next().is_none() {
-            report.ignored(field, "no service account matches (labels are the ServiceAccount's)");
+            report.ignored(
+                field,
+                "no service account matches (labels are the ServiceAccount's)",
+            );
         }
     }
-    if every { Clients::Every } else { Clients::These(ids) }
+    if every {
+        Clients::Every
+    } else {
+        Clients::These(ids)
+    }
 }
 
 fn resolve<'a>(
@@ -312,11 +378,24 @@ fn resolve<'a>(
 ) -> impl Iterator<Item = SpiffeId> + 'a {
     objects.service_accounts.iter().filter_map(|account| {
         let label = |key| account.labels.and_then(|labels| labels.get(key));
-        let selected = selector.name.as_deref().is_none_or(|name| name == account.name)
-            && selector.namespace.as_deref().is_none_or(|namespace| namespace == account.namespace)
-            && selector.labels.iter().all(|(key, value)| label(key) == Some(value));
+        let selected = selector
+            .name
+            .as_deref()
+            .is_none_or(|name| *name == account.id.name)
+            && selector
+                .namespace
+                .as_deref()
+                .is_none_or(|namespace| *namespace == account.id.namespace)
+            && selector
+                .labels
+                .iter()
+                .all(|(key, value)| label(key) == Some(value));
         // A name that Kubernetes would not accept has no identity either.
-        let id = SpiffeId::new(&objects.trust_domain, account.namespace, account.name);
+        let id = SpiffeId::new(
+            &objects.trust_domain,
+            &account.id.namespace,
+            &account.id.name,
+        );
         id.ok().filter(|_| selected)
     })
 }
@@ -328,7 +407,15 @@ fn read_header(name: &str, values: &HeaderValues) -> Result<HeaderCondition, Str
         return Err("it is no header name".to_owned());
     }
     // These say what the gateway or another hop wrote, not what the client asked.
-    let hops = ["host", "connection", "te", "transfer-encoding", "upgrade", "keep-alive", "via"];
+    let hops = [
+        "host",
+        "connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "keep-alive",
+        "via",
+    ];
     let written = name.starts_with("x-envoy-") || name.starts_with("x-forwarded-");
     if written || name == "x-request-id" || hops.contains(&name.as_str()) {
         return Err("the gateway writes this header itself; a policy can't rely on it".to_owned());
@@ -346,5 +433,9 @@ fn read_header(name: &str, values: &HeaderValues) -> Result<HeaderCondition, Str
             })
             .collect()
     };
-    Ok(HeaderCondition { name, values: parse(&values.values)?, not_values: parse(&values.not_values)? })
+    Ok(HeaderCondition {
+        name,
+        values: parse(&values.values)?,
+        not_values: parse(&values.not_values)?,
+    })
 }

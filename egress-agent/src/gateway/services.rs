@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::ExternalService;
+use crate::api::ExternalServiceSpec;
 use crate::api::external_service::{ClientsideTls, ExternalPort, PortProtocol};
 
 use super::host::{HostName, HostPattern};
 use super::policy::{
     ObjectName, OutboundPolicy, Problem, Report, Upstream, UpstreamHttp, UpstreamTls,
 };
+use super::{Declared, GatewayObjects};
 
 /// An external service with what of it can be served.
 #[derive(Clone, Debug)]
@@ -27,7 +28,7 @@ pub(super) struct Port {
     pub(super) number: u16,
     pub(super) name: Option<String>,
     /// Port that clients ask for.
-    pub(super) client_port: u16,
+    pub(super) asked: u16,
     /// Gateways that serve it; empty is every gateway that exposes the host.
     pub(super) gateways: Vec<ObjectName>,
     http: UpstreamHttp,
@@ -41,7 +42,12 @@ impl Port {
             HostPattern::Exact(host) => Some(host.clone()),
             HostPattern::Below(_) | HostPattern::Any => None,
         };
-        Upstream { host, port: self.number, http: self.http, tls: self.tls.clone() }
+        Upstream {
+            host,
+            port: self.number,
+            http: self.http,
+            tls: self.tls.clone(),
+        }
     }
 }
 
@@ -62,12 +68,17 @@ pub(super) fn any_host(outbound: OutboundPolicy, pattern: &HostPattern) -> Optio
 
 /// Reads one external service. What can't be served is reported; its hosts stay named, so that
 /// no wildcard serves them instead.
-pub(super) fn read(object: &ExternalService, cluster: &str, problems: &mut Vec<Problem>) -> Service {
-    let namespace = object.metadata.namespace.clone().unwrap_or_default();
-    let name = object.metadata.name.clone().unwrap_or_default();
-    let id = ObjectName { namespace, name };
-    let mut report = Report { object: format!("ExternalService/{id}"), problems };
-    let spec = &object.spec;
+pub(super) fn read(
+    object: &Declared<'_, ExternalServiceSpec>,
+    objects: &GatewayObjects<'_>,
+    problems: &mut Vec<Problem>,
+) -> Service {
+    let id = object.id.clone();
+    let mut report = Report {
+        object: format!("ExternalService/{id}"),
+        problems,
+    };
+    let spec = object.spec;
     let mut refused = report.unsupported("spec", &spec.other);
     if !spec.addresses.is_empty() {
         report.refused(
@@ -87,7 +98,7 @@ pub(super) fn read(object: &ExternalService, cluster: &str, problems: &mut Vec<P
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let field = format!("spec.ports[{index}]");
-        if let Some(port) = read_port(port, &id, cluster, wildcard, &field, &mut report) {
+        if let Some(port) = read_port(port, &id, objects, wildcard, &field, &mut report) {
             ports.push(port);
         }
     }
@@ -96,9 +107,13 @@ pub(super) fn read(object: &ExternalService, cluster: &str, problems: &mut Vec<P
     }
     Service {
         id,
-        labels: object.metadata.labels.clone().unwrap_or_default(),
+        labels: object.labels.cloned().unwrap_or_default(),
         hosts,
-        declared: spec.ports.iter().map(|port| (port.number, port.name.clone())).collect(),
+        declared: spec
+            .ports
+            .iter()
+            .map(|port| (port.number, port.name.clone()))
+            .collect(),
         ports,
     }
 }
@@ -106,7 +121,7 @@ pub(super) fn read(object: &ExternalService, cluster: &str, problems: &mut Vec<P
 fn read_port(
     port: &ExternalPort,
     id: &ObjectName,
-    cluster: &str,
+    objects: &GatewayObjects<'_>,
     wildcard: bool,
     field: &str,
     report: &mut Report<'_>,
@@ -120,7 +135,10 @@ fn read_port(
         bad |= report.unsupported(&format!("{field}.egressGatewayRoutes"), &routes.other);
     }
     let Some(routes) = routes else {
-        report.ignored(field, "no gateway serves it: it has no `egressGatewayRoutes`");
+        report.ignored(
+            field,
+            "no gateway serves it: it has no `egressGatewayRoutes`",
+        );
         return None;
     };
     let client_port = routes.port_match.unwrap_or(80);
@@ -129,7 +147,10 @@ fn read_port(
         bad = true;
     }
     let http = read_protocol(port, field, report);
-    let tls = port.clientside_tls.as_ref().map(|tls| read_tls(tls, wildcard, field, report));
+    let tls = port
+        .clientside_tls
+        .as_ref()
+        .map(|tls| read_tls(tls, wildcard, field, report));
     if wildcard && tls.is_none() {
         report.refused(
             format!("{field}.clientsideTls"),
@@ -142,16 +163,24 @@ fn read_port(
         .virtual_gateway_refs
         .iter()
         // References to other clusters are for their own agents.
-        .filter(|gateway| gateway.cluster.as_deref().is_none_or(|name| name == cluster))
+        .filter(|gateway| {
+            !gateway
+                .cluster
+                .as_deref()
+                .is_some_and(|name| objects.is_foreign(name))
+        })
         .map(|gateway| ObjectName {
-            namespace: gateway.namespace.clone().unwrap_or_else(|| id.namespace.clone()),
+            namespace: gateway
+                .namespace
+                .clone()
+                .unwrap_or_else(|| id.namespace.clone()),
             name: gateway.name.clone(),
         })
         .collect();
     if gateways.is_empty() && !routes.virtual_gateway_refs.is_empty() {
         report.ignored(
             format!("{field}.egressGatewayRoutes.virtualGatewayRefs"),
-            format!("none is of this cluster (`{cluster}`)"),
+            format!("none is of this cluster (`{}`)", objects.cluster_name()),
         );
         return None;
     }
@@ -163,7 +192,7 @@ fn read_port(
     (!bad).then(|| Port {
         number: port.number,
         name: port.name.clone(),
-        client_port,
+        asked: client_port,
         gateways,
         http,
         tls,
@@ -221,8 +250,14 @@ fn read_tls(
         None => None,
     };
     if tls.subject_alt_names.iter().any(String::is_empty) {
-        report.refused(format!("{field}.clientsideTls.subjectAltNames"), "a name is empty");
+        report.refused(
+            format!("{field}.clientsideTls.subjectAltNames"),
+            "a name is empty",
+        );
         return None;
     }
-    Some(UpstreamTls { sni, subject_alt_names: tls.subject_alt_names.clone() })
+    Some(UpstreamTls {
+        sni,
+        subject_alt_names: tls.subject_alt_names.clone(),
+    })
 }

@@ -72,7 +72,11 @@ impl Writer {
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
     let path = path.to_owned();
-    move |error| WriteError { action, path, error }
+    move |error| WriteError {
+        action,
+        path,
+        error,
+    }
 }
 
 fn write_files(
@@ -113,8 +117,10 @@ fn remove_stale(directory: &Path, files: &[File]) -> Result<(), WriteError> {
     for entry in fs::read_dir(directory).map_err(at("list", directory))? {
         let entry = entry.map_err(at("list", directory))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = ["rds-", "sds-"].iter().any(|prefix| name.starts_with(prefix));
-        if ours && name.ends_with(".json") && !wanted.contains(name.as_str()) {
+        let ours = ["rds-", "sds-"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        if ours && !wanted.contains(name.as_str()) {
             fs::remove_file(entry.path()).map_err(at("remove", &entry.path()))?;
         }
     }
@@ -136,8 +142,10 @@ mod tests {
             };
             files.iter().map(file).collect()
         };
-        let gateways: BTreeMap<String, Vec<File>> =
-            gateways.iter().map(|(name, list)| ((*name).to_owned(), files(list))).collect();
+        let gateways: BTreeMap<String, Vec<File>> = gateways
+            .iter()
+            .map(|(name, list)| ((*name).to_owned(), files(list)))
+            .collect();
         Rendered { gateways }
     }
 
@@ -150,16 +158,25 @@ mod tests {
     fn only_what_differs_is_written_and_in_order() {
         let root = tempfile::tempdir().unwrap();
         let writer = Writer::new(root.path());
-        let first = rendered(&[("a.b", &[("cds.json", "1"), ("rds-1.json", "1"), ("lds.json", "1")])]);
+        let first = rendered(&[(
+            "a.b",
+            &[("cds.json", "1"), ("rds-1.json", "1"), ("lds.json", "1")],
+        )]);
         let written = writer.write(&first).unwrap();
         assert_eq!(
             names(root.path(), &written),
             ["a.b/cds.json", "a.b/rds-1.json", "a.b/lds.json"]
         );
         assert_eq!(writer.write(&first).unwrap(), Vec::<PathBuf>::new());
-        let second = rendered(&[("a.b", &[("cds.json", "1"), ("rds-2.json", "2"), ("lds.json", "2")])]);
+        let second = rendered(&[(
+            "a.b",
+            &[("cds.json", "1"), ("rds-2.json", "2"), ("lds.json", "2")],
+        )]);
         let written = writer.write(&second).unwrap();
-        assert_eq!(names(root.path(), &written), ["a.b/rds-2.json", "a.b/lds.json"]);
+        assert_eq!(
+            names(root.path(), &written),
+            ["a.b/rds-2.json", "a.b/lds.json"]
+        );
         let mut left: Vec<_> = fs::read_dir(root.path().join("a.b"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -172,14 +189,25 @@ mod tests {
     fn a_gateway_that_is_gone_is_emptied_once() {
         let root = tempfile::tempdir().unwrap();
         let writer = Writer::new(root.path());
-        writer.write(&rendered(&[("a.b", &[("cds.json", "1"), ("lds.json", "1")])])).unwrap();
+        writer
+            .write(&rendered(&[(
+                "a.b",
+                &[("cds.json", "1"), ("lds.json", "1")],
+            )]))
+            .unwrap();
         fs::create_dir(root.path().join("not-ours")).unwrap();
         let written = writer.write(&Rendered::default()).unwrap();
-        assert_eq!(names(root.path(), &written), ["a.b/lds.json", "a.b/cds.json"]);
+        assert_eq!(
+            names(root.path(), &written),
+            ["a.b/lds.json", "a.b/cds.json"]
+        );
         let lds = fs::read_to_string(root.path().join("a.b/lds.json")).unwrap();
         let lds: serde_json::Value = serde_json::from_str(&lds).unwrap();
         assert_eq!(lds["resources"], serde_json::json!([]));
-        assert_eq!(writer.write(&Rendered::default()).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(
+            writer.write(&Rendered::default()).unwrap(),
+            Vec::<PathBuf>::new()
+        );
     }
 
     #[test]
@@ -188,7 +216,14 @@ mod tests {
         let blocked = root.path().join("file");
         fs::write(&blocked, "").unwrap();
         fs::set_permissions(&blocked, fs::Permissions::from_mode(0o600)).unwrap();
-        let error = Writer::new(&blocked).write(&rendered(&[("a.b", &[])])).unwrap_err();
-        assert!(error.to_string().contains(&blocked.join("a.b").display().to_string()), "{error}");
+        let error = Writer::new(&blocked)
+            .write(&rendered(&[("a.b", &[])]))
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&blocked.join("a.b").display().to_string()),
+            "{error}"
+        );
     }
 }

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
 use egress_agent::gateway::{
-    Decision, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy, Problem,
-    Request, ServiceAccountObject, Settings, SpiffeId, Writer, compile, decide_access, render,
+    Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
+    Problem, Request, Settings, SpiffeId, Writer, compile, decide_access, render,
 };
+
+use serde_json::{Value, json};
 
 use crate::mesh::{Authority, Leaf, client_config};
 
@@ -22,7 +24,10 @@ pub fn envoy_binary() -> PathBuf {
     let path = std::env::var_os("SALLYPORT_ENVOY").map(PathBuf::from);
     match path {
         Some(path) if path.is_file() => path,
-        Some(path) => panic!("SALLYPORT_ENVOY={} is no file; run `cargo xtask tools`", path.display()),
+        Some(path) => panic!(
+            "SALLYPORT_ENVOY={} is no file; run `cargo xtask tools`",
+            path.display()
+        ),
         None => panic!(
             "this test runs a real Envoy: run `cargo xtask tools` to get one, and set \
              SALLYPORT_ENVOY to its path (`cargo xtask test` does both)"
@@ -56,27 +61,59 @@ impl Objects {
     }
 
     pub fn compile(&self) -> (GatewayPolicy, Vec<Problem>) {
-        let accounts = [("productpage", true), ("reviews", false), ("ratings", false)];
+        let accounts = [
+            ("productpage", true),
+            ("reviews", false),
+            ("ratings", false),
+        ];
         let labels = BTreeMap::from([("account".to_owned(), "productpage".to_owned())]);
         compile(&GatewayObjects {
             trust_domain: "cluster.local".to_owned(),
-            cluster: "here".to_owned(),
+            cluster: Some("here".to_owned()),
             outbound: self.outbound,
             gateways: self
                 .gateways
                 .iter()
-                .map(|object| GatewayObject { object, target_ports: BTreeMap::new() })
+                .map(|object| GatewayObject {
+                    id: name_of(&object.metadata),
+                    spec: &object.spec,
+                    target_ports: BTreeMap::new(),
+                })
                 .collect(),
-            external_services: self.services.iter().collect(),
-            access_policies: self.policies.iter().collect(),
+            external_services: self
+                .services
+                .iter()
+                .map(|object| declared(&object.metadata, &object.spec))
+                .collect(),
+            access_policies: self
+                .policies
+                .iter()
+                .map(|object| declared(&object.metadata, &object.spec))
+                .collect(),
             service_accounts: accounts
-                .map(|(name, labelled)| ServiceAccountObject {
-                    namespace: "bookinfo",
-                    name,
+                .map(|(name, labelled)| Declared {
+                    id: ObjectName::new("bookinfo", name),
                     labels: labelled.then_some(&labels),
+                    spec: &(),
                 })
                 .to_vec(),
         })
+    }
+}
+
+fn name_of(meta: &kube::core::ObjectMeta) -> ObjectName {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    ObjectName {
+        namespace: text(&meta.namespace),
+        name: text(&meta.name),
+    }
+}
+
+fn declared<'a, S>(meta: &'a kube::core::ObjectMeta, spec: &'a S) -> Declared<'a, S> {
+    Declared {
+        id: name_of(meta),
+        labels: meta.labels.as_ref(),
+        spec,
     }
 }
 
@@ -125,7 +162,14 @@ impl Gateway {
         let log = fs::File::create(gateway.path("envoy.log")).expect("a log file");
         let access = fs::File::create(gateway.path("access.log")).expect("a log file");
         let envoy = Command::new(envoy_binary())
-            .args(["--base-id", &port.to_string(), "--concurrency", "1", "--log-level", "warning"])
+            .args([
+                "--base-id",
+                &port.to_string(),
+                "--concurrency",
+                "1",
+                "--log-level",
+                "warning",
+            ])
             .args(["--file-flush-interval-msec", "50"])
             .arg("--config-path")
             .arg(gateway.path("bootstrap.json"))
@@ -136,7 +180,11 @@ impl Gateway {
         gateway.envoy = Some(envoy);
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "Envoy does not listen:\n{}", gateway.log());
+            assert!(
+                Instant::now() < deadline,
+                "Envoy does not listen:\n{}",
+                gateway.log()
+            );
             sleep(Duration::from_millis(50));
         }
         gateway
@@ -153,7 +201,8 @@ impl Gateway {
         );
         let certs = root.join("certs");
         fs::create_dir(&certs).expect("a directory");
-        let put = |name: &str, content: String| fs::write(certs.join(name), content).expect("a file");
+        let put =
+            |name: &str, content: String| fs::write(certs.join(name), content).expect("a file");
         put("tls.crt", own.pem);
         put("tls.key", own.key_pem);
         put("ca.crt", mesh.pem());
@@ -165,12 +214,12 @@ impl Gateway {
         };
         let own = settings.config_dir.join("istio-egress.egress-vg");
         let source = |name: &str| {
-            serde_json::json!({
+            json!({
                 "resource_api_version": "V3",
                 "path_config_source": { "path": own.join(name) },
             })
         };
-        let bootstrap = serde_json::json!({
+        let bootstrap = json!({
             "node": { "id": "egress-vg", "cluster": "egress-vg" },
             "dynamic_resources":
                 { "lds_config": source("lds.json"), "cds_config": source("cds.json") },
@@ -178,34 +227,79 @@ impl Gateway {
         fs::write(root.join("bootstrap.json"), bootstrap.to_string()).expect("a file");
         let writer = Writer::new(&settings.config_dir);
         let policy = GatewayPolicy::default();
-        Self { port, mesh, directory, writer, settings, envoy: None, policy }
+        Self {
+            port,
+            mesh,
+            directory,
+            writer,
+            settings,
+            envoy: None,
+            policy,
+        }
     }
 
     /// Writes configuration for these objects.
     pub fn apply(&mut self, objects: &Objects) {
         let (policy, problems) = objects.compile();
         assert_eq!(problems, [], "the test's objects are sound");
-        self.writer.write(&render(&policy, &self.settings)).expect("files are written");
+        self.writer
+            .write(&render(&policy, &self.settings))
+            .expect("files are written");
         self.policy = policy;
     }
 
-    /// Lets Envoy judge the configuration; its complaint if it has one.
+    /// Lets Envoy judge the configuration, all in one file since it looks into no other in this
+    /// mode; its complaint if it has one.
     pub fn validate(&self) -> Result<(), String> {
+        let own = self.settings.config_dir.join("istio-egress.egress-vg");
+        let resources = |name: &str| {
+            let text = fs::read_to_string(own.join(name)).expect("it was written");
+            let response: Value = serde_json::from_str(&text).expect("JSON");
+            response["resources"].clone()
+        };
+        let secret = |name: &str| resources(name)[0].clone();
+        let mut listeners = resources("lds.json");
+        for listener in listeners.as_array_mut().expect("a list") {
+            let chain = &mut listener["filter_chains"][0];
+            let tls = &mut chain["transport_socket"]["typed_config"]["common_tls_context"];
+            tls["tls_certificate_sds_secret_configs"] = json!([{ "name": "certificate" }]);
+            tls["validation_context_sds_secret_config"] = json!({ "name": "trust" });
+            let manager = &mut chain["filters"][0]["typed_config"];
+            let routes = manager["rds"]["route_config_name"]
+                .as_str()
+                .expect("a name")
+                .to_owned();
+            manager.as_object_mut().expect("an object").remove("rds");
+            manager["route_config"] = secret(&format!("{routes}.json"));
+        }
+        let bootstrap = json!({ "static_resources": {
+            "listeners": listeners,
+            "clusters": resources("cds.json"),
+            "secrets": [secret("sds-certificate.json"), secret("sds-trust.json")],
+        } });
+        let path = self.path("static.json");
+        fs::write(&path, bootstrap.to_string()).expect("a file");
         let output = Command::new(envoy_binary())
-            .args(["--mode", "validate", "--base-id", &self.port.to_string(), "--config-path"])
-            .arg(self.path("bootstrap.json"))
+            .args([
+                "--mode",
+                "validate",
+                "--base-id",
+                &self.port.to_string(),
+                "--config-path",
+            ])
+            .arg(path)
             .output()
             .expect("Envoy starts");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(text) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(text)
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
-    }
-
-    pub fn config(&self) -> &Path {
-        &self.settings.config_dir
     }
 
     pub fn certs(&self) -> &Path {
@@ -219,7 +313,9 @@ impl Gateway {
     /// Access log entries so far.
     pub fn access_log(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.path("access.log")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     pub fn identity(&self, account: &str) -> Leaf {
@@ -232,12 +328,17 @@ impl Gateway {
         let name = "gateway.test".try_into().expect("a name");
         let session = rustls::ClientConnection::new(config, name).expect("a session");
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("Envoy listens");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        Connection { stream: rustls::StreamOwned::new(session, stream) }
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("a timeout");
+        Connection {
+            stream: rustls::StreamOwned::new(session, stream),
+        }
     }
 
     pub fn get(&self, account: &str, authority: &str, path: &str) -> Answer {
-        self.ask(account, "GET", authority, path, "").expect("an answer")
+        self.ask(account, "GET", authority, path, "")
+            .expect("an answer")
     }
 
     pub fn ask(
@@ -249,7 +350,8 @@ impl Gateway {
         headers: &str,
     ) -> std::io::Result<Answer> {
         let leaf = self.identity(account);
-        self.connect(Some(&leaf)).ask(method, authority, path, headers)
+        self.connect(Some(&leaf))
+            .ask(method, authority, path, headers)
     }
 
     /// What [`decide_access`] says to the same request.
@@ -282,7 +384,11 @@ impl Gateway {
     pub fn until(&self, what: &str, expected: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !expected() {
-            assert!(Instant::now() < deadline, "{what}; Envoy says:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{what}; Envoy says:\n{}",
+                self.log()
+            );
             sleep(Duration::from_millis(50));
         }
     }
@@ -304,6 +410,16 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// What the gateway showed.
+    pub fn server_certificate(&mut self) -> Vec<u8> {
+        self.stream
+            .conn
+            .complete_io(&mut self.stream.sock)
+            .expect("a handshake");
+        let chain = self.stream.conn.peer_certificates().expect("a certificate");
+        chain[0].to_vec()
+    }
+
     pub fn ask(
         &mut self,
         method: &str,
@@ -337,5 +453,9 @@ fn parse(bytes: &[u8], head_only: bool) -> Option<Answer> {
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "))
         .map_or(0, |length| length.trim().parse().unwrap_or(0));
-    (head_only || body.len() >= length).then(|| Answer { status, head: head.clone(), body: body.to_owned() })
+    (head_only || body.len() >= length).then(|| Answer {
+        status,
+        head: head.clone(),
+        body: body.to_owned(),
+    })
 }

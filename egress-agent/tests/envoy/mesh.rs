@@ -26,10 +26,15 @@ impl Authority {
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key");
-        Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a self-signed certificate") }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key).expect("a self-signed certificate"),
+        }
     }
 
     pub fn pem(&self) -> String {
@@ -61,7 +66,12 @@ impl Authority {
 
     /// The certificate of a service account.
     pub fn identity(&self, namespace: &str, account: &str) -> Leaf {
-        self.sign(&[], &[&format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")])
+        self.sign(
+            &[],
+            &[&format!(
+                "spiffe://cluster.local/ns/{namespace}/sa/{account}"
+            )],
+        )
     }
 }
 
@@ -78,13 +88,17 @@ impl Leaf {
 /// A client of the gateway; without a leaf it has no certificate.
 pub fn client_config(mesh: &Authority, leaf: Option<&Leaf>) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(mesh.der()).expect("the authority's own certificate");
+    roots
+        .add(mesh.der())
+        .expect("the authority's own certificate");
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring has them")
         .with_root_certificates(roots);
     Arc::new(match leaf {
-        Some(leaf) => builder.with_client_auth_cert(leaf.chain(), leaf.key()).expect("a pair"),
+        Some(leaf) => builder
+            .with_client_auth_cert(leaf.chain(), leaf.key())
+            .expect("a pair"),
         None => builder.with_no_client_auth(),
     })
 }

@@ -17,7 +17,9 @@ pub fn serve_tls(leaf: &Leaf) -> u16 {
         .expect("a pair");
     let config = Arc::new(config);
     serve(move |stream| {
-        let Ok(session) = rustls::ServerConnection::new(config.clone()) else { return };
+        let Ok(session) = rustls::ServerConnection::new(config.clone()) else {
+            return;
+        };
         answer(rustls::StreamOwned::new(session, stream));
     })
 }

@@ -35,7 +35,10 @@ pub(super) fn name(upstream: &Upstream) -> String {
     };
     let tls = match &upstream.tls {
         None => "plain".to_owned(),
-        Some(UpstreamTls { sni, subject_alt_names }) => {
+        Some(UpstreamTls {
+            sni,
+            subject_alt_names,
+        }) => {
             let sni = sni.as_ref().map_or("", |sni| sni.as_str());
             format!("tls|{sni}|{}", subject_alt_names.join(","))
         }
@@ -45,8 +48,9 @@ pub(super) fn name(upstream: &Upstream) -> String {
 
 /// The clusters of a gateway, sorted by name.
 pub(super) fn clusters(gateway: &Gateway, ca: &Path) -> Vec<Value> {
-    let clusters: BTreeMap<String, Value> =
-        upstreams(gateway).map(|upstream| (name(upstream), cluster(upstream, ca))).collect();
+    let clusters: BTreeMap<String, Value> = upstreams(gateway)
+        .map(|upstream| (name(upstream), cluster(upstream, ca)))
+        .collect();
     clusters.into_values().collect()
 }
 
@@ -66,38 +70,35 @@ fn cluster(upstream: &Upstream, ca: &Path) -> Value {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http_options(upstream),
         },
     });
-    match &upstream.host {
-        Some(host) => {
-            cluster["cluster_type"] = json!({
-                "name": "envoy.cluster.dns",
-                "typed_config": {
-                    "@type": type_url("envoy.extensions.clusters.dns.v3.DnsCluster"),
-                    // One logical host, so that a changed answer closes no connection.
-                    "all_addresses_in_single_endpoint": true,
-                    "dns_lookup_family": "ALL",
-                    "respect_dns_ttl": true,
-                    "typed_dns_resolver_config": resolver(),
-                },
-            });
-            cluster["load_assignment"] = json!({
-                "cluster_name": name,
-                "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": { "socket_address": {
-                    "address": host.as_str(), "port_value": upstream.port,
-                } } } }] }],
-            });
-        }
-        None => {
-            cluster["lb_policy"] = json!("CLUSTER_PROVIDED");
-            cluster["cluster_type"] = json!({
-                "name": "envoy.clusters.dynamic_forward_proxy",
-                "typed_config": {
-                    "@type": type_url(
-                        "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"
-                    ),
-                    "dns_cache_config": dns_cache(),
-                },
-            });
-        }
+    if let Some(host) = &upstream.host {
+        cluster["cluster_type"] = json!({
+            "name": "envoy.cluster.dns",
+            "typed_config": {
+                "@type": type_url("envoy.extensions.clusters.dns.v3.DnsCluster"),
+                // One logical host, so that a changed answer closes no connection.
+                "all_addresses_in_single_endpoint": true,
+                "dns_lookup_family": "ALL",
+                "respect_dns_ttl": true,
+                "typed_dns_resolver_config": resolver(),
+            },
+        });
+        cluster["load_assignment"] = json!({
+            "cluster_name": name,
+            "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": { "socket_address": {
+                "address": host.as_str(), "port_value": upstream.port,
+            } } } }] }],
+        });
+    } else {
+        cluster["lb_policy"] = json!("CLUSTER_PROVIDED");
+        cluster["cluster_type"] = json!({
+            "name": "envoy.clusters.dynamic_forward_proxy",
+            "typed_config": {
+                "@type": type_url(
+                    "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"
+                ),
+                "dns_cache_config": dns_cache(),
+            },
+        });
     }
     if let Some(tls) = &upstream.tls {
         cluster["transport_socket"] = upstream_tls(upstream, tls, ca);
@@ -133,7 +134,9 @@ fn http_options(upstream: &Upstream) -> Value {
         "common_http_protocol_options": { "idle_timeout": "300s" },
     });
     match upstream.http {
-        UpstreamHttp::Http1 => options["explicit_http_config"] = json!({ "http_protocol_options": {} }),
+        UpstreamHttp::Http1 => {
+            options["explicit_http_config"] = json!({ "http_protocol_options": {} });
+        }
         UpstreamHttp::Http2 => {
             options["explicit_http_config"] = json!({ "http2_protocol_options": http2 });
         }
@@ -157,8 +160,11 @@ fn upstream_tls(upstream: &Upstream, tls: &UpstreamTls, ca: &Path) -> Value {
     if let Some(host) = &upstream.host {
         context["sni"] = json!(tls.sni.as_ref().unwrap_or(host).as_str());
         let own = [host.to_string()];
-        let names =
-            if tls.subject_alt_names.is_empty() { &own[..] } else { &tls.subject_alt_names };
+        let names = if tls.subject_alt_names.is_empty() {
+            &own[..]
+        } else {
+            &tls.subject_alt_names
+        };
         let matchers: Vec<Value> = names
             .iter()
             .map(|name| {

@@ -40,9 +40,8 @@ fn watched(path: &Path) -> Value {
 }
 
 fn downstream_tls(own: &Path) -> Value {
-    let secret = |name: &str, file: &str| {
-        json!({ "name": name, "sds_config": watched(&own.join(file)) })
-    };
+    let secret =
+        |name: &str, file: &str| json!({ "name": name, "sds_config": watched(&own.join(file)) });
     json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {

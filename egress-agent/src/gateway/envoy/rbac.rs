@@ -55,7 +55,9 @@ fn policy(trust_domain: &str, entry: &Entry) -> Option<Value> {
         Clients::These(ids) => any_of(
             "or_ids",
             "ids",
-            ids.iter().map(|id| principal(json!({ "exact": id.to_string() }))).collect(),
+            ids.iter()
+                .map(|id| principal(&json!({ "exact": id.to_string() })))
+                .collect(),
         ),
     };
     let mut principals = vec![clients];
@@ -71,7 +73,10 @@ fn policy(trust_domain: &str, entry: &Entry) -> Option<Value> {
     }
     let mut conditions = Vec::new();
     if !entry.methods.is_empty() {
-        let methods = entry.methods.iter().map(|method| header(":method", &json!({ "exact": method })));
+        let methods = entry
+            .methods
+            .iter()
+            .map(|method| header(":method", &json!({ "exact": method })));
         conditions.push(any_of("or_rules", "rules", methods.collect()));
     }
     if !entry.paths.is_empty() {
@@ -100,12 +105,12 @@ fn any_of(kind: &str, list: &str, mut values: Vec<Value>) -> Value {
 }
 
 fn every(trust_domain: &str) -> Value {
-    let form = principal(json!({ "safe_regex": { "regex": ID_REGEX } }));
-    let domain = principal(json!({ "prefix": id_prefix(trust_domain) }));
+    let form = principal(&json!({ "safe_regex": { "regex": ID_REGEX } }));
+    let domain = principal(&json!({ "prefix": id_prefix(trust_domain) }));
     json!({ "and_ids": { "ids": [domain, form] } })
 }
 
-fn principal(matcher: Value) -> Value {
+fn principal(matcher: &Value) -> Value {
     json!({ "authenticated": { "principal_name": matcher } })
 }
 
@@ -136,7 +141,9 @@ fn header(name: &str, matcher: &Value) -> Value {
 fn header_conditions(condition: &HeaderCondition) -> Vec<Value> {
     let any = |patterns: &[TextPattern]| {
         let matchers = patterns.iter().map(|pattern| match pattern {
-            TextPattern::Any => json!({ "header": { "name": condition.name, "present_match": true } }),
+            TextPattern::Any => {
+                json!({ "header": { "name": condition.name, "present_match": true } })
+            }
             other => header(&condition.name, &text(other)),
         });
         any_of("or_rules", "rules", matchers.collect())

@@ -76,7 +76,11 @@ fn route(trust_domain: &str, client_port: u16, route: &Route) -> Value {
 /// What the server is asked for: with its port where that is not the scheme's own.
 fn authority(host: &HostName, upstream: &Upstream) -> String {
     let own = if upstream.tls.is_some() { 443 } else { 80 };
-    if upstream.port == own { host.to_string() } else { format!("{host}:{}", upstream.port) }
+    if upstream.port == own {
+        host.to_string()
+    } else {
+        format!("{host}:{}", upstream.port)
+    }
 }
 
 /// Host names with the client's port; 80 may be left out. Which host it is Envoy has matched by
@@ -84,6 +88,10 @@ fn authority(host: &HostName, upstream: &Upstream) -> String {
 /// for every host, since Envoy refuses expressions whose RE2 program is larger than 100.
 fn authority_regex(client_port: u16) -> String {
     let host = r"([a-z0-9_](-*[a-z0-9_])*\.)*[a-z_](-*[a-z0-9_])*";
-    let port = if client_port == 80 { "(:80)?".to_owned() } else { format!(":{client_port}") };
+    let port = if client_port == 80 {
+        "(:80)?".to_owned()
+    } else {
+        format!(":{client_port}")
+    };
     format!("(?i){host}{port}")
 }

@@ -14,8 +14,8 @@ use crate::api::{AccessPolicy, ExternalService, VirtualGateway};
 
 use super::access::{Decision, Request, decide_access};
 use super::{
-    GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy, Problem,
-    ServiceAccountObject, SpiffeId, compile,
+    Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy, Problem,
+    SpiffeId, compile,
 };
 
 /// Objects by hand. Specs are what an operator writes.
@@ -44,11 +44,17 @@ fn spec<T: serde::de::DeserializeOwned>(value: Value) -> T {
 }
 
 pub(super) fn mk_service(name: &str, value: Value) -> ExternalService {
-    ExternalService { metadata: mk_meta("global", name), spec: spec(value) }
+    ExternalService {
+        metadata: mk_meta("global", name),
+        spec: spec(value),
+    }
 }
 
 pub(super) fn mk_policy(name: &str, value: Value) -> AccessPolicy {
-    AccessPolicy { metadata: mk_meta("istio-egress", name), spec: spec(value) }
+    AccessPolicy {
+        metadata: mk_meta("istio-egress", name),
+        spec: spec(value),
+    }
 }
 
 /// An HTTPS port with TLS origination, as the guide has it.
@@ -81,7 +87,9 @@ impl World {
         let mut world = Self::default();
         for name in ["productpage", "reviews", "ratings"] {
             let labels = BTreeMap::from([("account".to_owned(), name.to_owned())]);
-            world.accounts.push(("bookinfo".to_owned(), name.to_owned(), labels));
+            world
+                .accounts
+                .push(("bookinfo".to_owned(), name.to_owned(), labels));
         }
         world.add_gateway("egress-vg", hosts)
     }
@@ -94,7 +102,10 @@ impl World {
             "exposedExternalServices": hosts,
         }] });
         let metadata = mk_meta("istio-egress", name);
-        self.gateways.push(VirtualGateway { metadata, spec: spec(value) });
+        self.gateways.push(VirtualGateway {
+            metadata,
+            spec: spec(value),
+        });
         self
     }
 
@@ -116,22 +127,34 @@ impl World {
     pub(super) fn compile(&self) -> (GatewayPolicy, Vec<Problem>) {
         compile(&GatewayObjects {
             trust_domain: "cluster.local".to_owned(),
-            cluster: "here".to_owned(),
+            cluster: Some("here".to_owned()),
             outbound: self.outbound,
             gateways: self
                 .gateways
                 .iter()
-                .map(|object| GatewayObject { object, target_ports: BTreeMap::new() })
+                .map(|object| GatewayObject {
+                    id: mk_name(&object.metadata),
+                    spec: &object.spec,
+                    target_ports: BTreeMap::new(),
+                })
                 .collect(),
-            external_services: self.services.iter().collect(),
-            access_policies: self.policies.iter().collect(),
+            external_services: self
+                .services
+                .iter()
+                .map(|object| mk_declared(&object.metadata, &object.spec))
+                .collect(),
+            access_policies: self
+                .policies
+                .iter()
+                .map(|object| mk_declared(&object.metadata, &object.spec))
+                .collect(),
             service_accounts: self
                 .accounts
                 .iter()
-                .map(|(namespace, name, labels)| ServiceAccountObject {
-                    namespace,
-                    name,
+                .map(|(namespace, name, labels)| Declared {
+                    id: ObjectName::new(namespace, name),
                     labels: Some(labels),
+                    spec: &(),
                 })
                 .collect(),
         })
@@ -181,4 +204,19 @@ pub(super) fn ask(
 
 pub(super) fn mk_id(account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "bookinfo", account).unwrap()
+}
+
+fn mk_name(meta: &ObjectMeta) -> ObjectName {
+    ObjectName::new(
+        meta.namespace.as_ref().unwrap(),
+        meta.name.as_ref().unwrap(),
+    )
+}
+
+fn mk_declared<'a, S>(meta: &'a ObjectMeta, spec: &'a S) -> Declared<'a, S> {
+    Declared {
+        id: mk_name(meta),
+        labels: meta.labels.as_ref(),
+        spec,
+    }
 }

@@ -21,7 +21,11 @@ fn service() -> impl Strategy<Value = Value> {
         2 => Just(json!([{ "name": "egress-vg", "namespace": "istio-egress" }])),
         1 => Just(json!([{ "name": "other", "namespace": "istio-egress" }])),
     ];
-    let port = (prop_oneof![Just(443), Just(8443)], prop_oneof![Just(80), Just(81)], refs);
+    let port = (
+        prop_oneof![Just(443), Just(8443)],
+        prop_oneof![Just(80), Just(81)],
+        refs,
+    );
     let hosts = proptest::sample::subsequence(&PATTERNS[..], 1..=2);
     (hosts, prop::collection::vec(port, 1..=2)).prop_map(|(hosts, ports)| {
         let ports: Vec<Value> = ports
@@ -48,14 +52,18 @@ fn entry() -> impl Strategy<Value = Value> {
     let clients = prop::collection::vec(client, 0..=2);
     let methods = some(&["GET", "POST"]);
     let paths = some(&["/v1/*", "/v2", "*.json"]);
-    (clients, methods, paths, prop::bool::weighted(0.2)).prop_map(|(clients, methods, paths, dry)| {
-        let clients: Vec<Value> =
-            clients.into_iter().map(|one| json!({ "serviceAccountSelector": one })).collect();
-        json!({
-            "allowedClients": clients, "allowedMethods": methods,
-            "allowedPaths": paths, "dryRun": dry,
-        })
-    })
+    (clients, methods, paths, prop::bool::weighted(0.2)).prop_map(
+        |(clients, methods, paths, dry)| {
+            let clients: Vec<Value> = clients
+                .into_iter()
+                .map(|one| json!({ "serviceAccountSelector": one }))
+                .collect();
+            json!({
+                "allowedClients": clients, "allowedMethods": methods,
+                "allowedPaths": paths, "dryRun": dry,
+            })
+        },
+    )
 }
 
 fn policy() -> impl Strategy<Value = Value> {
@@ -103,17 +111,34 @@ fn rank(pattern: &str) -> (bool, usize) {
 }
 
 /// The answer, and the answer if dry runs were enforced.
-fn model(world: &World, account: &str, method: &str, host: &str, port: u16, path: &str) -> (bool, bool) {
+fn model(
+    world: &World,
+    account: &str,
+    method: &str,
+    host: &str,
+    port: u16,
+    path: &str,
+) -> (bool, bool) {
     let exposed = &world.gateways[0].spec.listeners[0].exposed_external_services;
     if !exposed.iter().any(|one| covers(&one.host, host)) {
         return (false, false);
     }
-    let all = world.services.iter().flat_map(|service| &service.spec.hosts);
-    let Some(owner) = all.filter(|pattern| covers(pattern, host)).max_by_key(|one| rank(one)) else {
+    let all = world
+        .services
+        .iter()
+        .flat_map(|service| &service.spec.hosts);
+    let Some(owner) = all
+        .filter(|pattern| covers(pattern, host))
+        .max_by_key(|one| rank(one))
+    else {
         return (false, false);
     };
     let mut found = Vec::new();
-    for service in world.services.iter().filter(|service| service.spec.hosts.contains(owner)) {
+    for service in world
+        .services
+        .iter()
+        .filter(|service| service.spec.hosts.contains(owner))
+    {
         for one in &service.spec.ports {
             let routes = one.egress_gateway_routes.as_ref().unwrap();
             let refs = &routes.virtual_gateway_refs;
@@ -123,24 +148,34 @@ fn model(world: &World, account: &str, method: &str, host: &str, port: u16, path
             }
         }
     }
-    let [(service, to)] = found[..] else { return (false, false) };
+    let [(service, to)] = found[..] else {
+        return (false, false);
+    };
     let name = service.metadata.name.as_ref();
     let mut policies: Vec<(&AccessPolicy, bool)> = Vec::new();
     for policy in &world.policies {
         let target = &policy.spec.apply_to_destinations[0];
         let selector = &target.selector;
         if selector.name.as_ref().is_none_or(|one| Some(one) == name)
-            && selector.namespace.as_deref().is_none_or(|one| one == "global")
+            && selector
+                .namespace
+                .as_deref()
+                .is_none_or(|one| one == "global")
         {
             let number = target.port.as_ref().and_then(|port| port.number);
             policies.push((policy, number.is_none_or(|number| number == to.number)));
         }
     }
     let admitted = |dry: bool| {
-        policies.iter().filter(|(_, port)| *port).any(|(policy, _)| {
-            let entries = &policy.spec.config.authz_list;
-            entries.iter().any(|one| (dry || !one.dry_run) && entry_holds(one, account, method, path))
-        })
+        policies
+            .iter()
+            .filter(|(_, port)| *port)
+            .any(|(policy, _)| {
+                let entries = &policy.spec.config.authz_list;
+                entries
+                    .iter()
+                    .any(|one| (dry || !one.dry_run) && entry_holds(one, account, method, path))
+            })
     };
     let open = policies.iter().all(|(policy, _)| {
         let entries = &policy.spec.config.authz_list;
@@ -150,7 +185,12 @@ fn model(world: &World, account: &str, method: &str, host: &str, port: u16, path
 }
 
 fn entry_holds(entry: &Authz, account: &str, method: &str, path: &str) -> bool {
-    let Authz { allowed_clients, allowed_methods, allowed_paths, .. } = entry;
+    let Authz {
+        allowed_clients,
+        allowed_methods,
+        allowed_paths,
+        ..
+    } = entry;
     if allowed_clients.is_empty() && allowed_methods.is_empty() && allowed_paths.is_empty() {
         return false;
     }

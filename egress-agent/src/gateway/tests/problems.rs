@@ -8,10 +8,15 @@ use super::{World, mk_authz, mk_client, mk_https, mk_policy, mk_to};
 /// Asserts one problem with this effect whose field ends so, and what becomes of productpage.
 fn check(world: &World, effect: Effect, field: &str, allowed: bool) {
     let (_, problems) = world.compile();
-    let found = problems.iter().any(|one| one.effect == effect && one.field.ends_with(field));
+    let found = problems
+        .iter()
+        .any(|one| one.effect == effect && one.field.ends_with(field));
     assert!(found, "{effect:?} {field}: {problems:?}");
     let decision = world.get("productpage", "api.org");
-    assert_eq!(decision.allowed, allowed, "{effect:?} {field}: {decision:?}");
+    assert_eq!(
+        decision.allowed, allowed,
+        "{effect:?} {field}: {decision:?}"
+    );
 }
 
 fn open() -> World {
@@ -54,14 +59,32 @@ fn unsupported_conditions_admit_nobody() {
 #[test]
 fn an_unsupported_client_does_not_widen_its_entry() {
     let client = json!({ "allowedClients": [{ "requestIdentityMatcher": {} }] });
-    check(&with_authz(client), Refused, "requestIdentityMatcher", false);
+    check(
+        &with_authz(client),
+        Refused,
+        "requestIdentityMatcher",
+        false,
+    );
     let client = json!({ "allowedClients": [{ "serviceAccountSelector": { "workspace": "w" } }] });
     check(&with_authz(client), Refused, "workspace", false);
     let mut clients = mk_client("productpage");
-    clients.as_array_mut().unwrap().push(json!({ "requestIdentityMatcher": {} }));
-    check(&with_authz(json!({ "allowedClients": clients })), Refused, "requestIdentityMatcher", true);
+    clients
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "requestIdentityMatcher": {} }));
+    check(
+        &with_authz(json!({ "allowedClients": clients })),
+        Refused,
+        "requestIdentityMatcher",
+        true,
+    );
     let nobody = json!({ "allowedClients": mk_client("ghost") });
-    check(&with_authz(nobody), Ignored, "serviceAccountSelector", false);
+    check(
+        &with_authz(nobody),
+        Ignored,
+        "serviceAccountSelector",
+        false,
+    );
 }
 
 #[test]
@@ -84,7 +107,12 @@ fn a_destination_that_is_not_understood_closes() {
     let mut bad = mk_to("api");
     bad["port"] = json!({ "number": 80 });
     check(&to(bad), Ignored, "port", false);
-    check(&to(json!({ "kind": "EXTERNAL_SERVICE" })), Refused, "selector", false);
+    check(
+        &to(json!({ "kind": "EXTERNAL_SERVICE" })),
+        Refused,
+        "selector",
+        false,
+    );
     check(&to(mk_to("other")), Ignored, "selector", true);
     let mut bad = mk_to("api");
     bad["selector"]["cluster"] = json!("there");
@@ -95,7 +123,12 @@ fn a_destination_that_is_not_understood_closes() {
         "applyToDestinations": [mk_to("api")],
         "config": { "authz": { "allowedClients": [{}] }, "enforcement": "x" },
     });
-    check(&open().policy(mk_policy("a", config)), Refused, "enforcement", false);
+    check(
+        &open().policy(mk_policy("a", config)),
+        Refused,
+        "enforcement",
+        false,
+    );
 }
 
 #[test]
@@ -103,22 +136,68 @@ fn services_that_can_not_be_served() {
     let with = |change: &dyn Fn(&mut Value)| {
         let mut spec = json!({ "hosts": ["api.org"], "ports": [mk_https()] });
         change(&mut spec);
-        World::exposing(&["*"]).service("all", &["*.org"]).service_spec("api", spec)
+        World::exposing(&["*"])
+            .service("all", &["*.org"])
+            .service_spec("api", spec)
     };
-    let port = |key: &'static str, value: Value| {
-        with(&move |spec| spec["ports"][0][key] = value.clone())
-    };
-    check(&port("protocol", json!("TCP")), Refused, "ports[0].protocol", false);
-    check(&port("protocol", json!("TLS")), Refused, "ports[0].protocol", false);
-    check(&port("clientsideTls", Value::Null), Refused, "ports[0].protocol", false);
-    check(&port("clientsideTls", json!({ "mode": "X" })), Refused, "clientsideTls.mode", false);
-    check(&port("clientsideTls", json!({ "sni": "10.0.0.1" })), Refused, "clientsideTls.sni", false);
-    check(&port("egressGatewayRoutes", Value::Null), Ignored, "ports[0]", false);
+    let port =
+        |key: &'static str, value: Value| with(&move |spec| spec["ports"][0][key] = value.clone());
+    check(
+        &port("protocol", json!("TCP")),
+        Refused,
+        "ports[0].protocol",
+        false,
+    );
+    check(
+        &port("protocol", json!("TLS")),
+        Refused,
+        "ports[0].protocol",
+        false,
+    );
+    check(
+        &port("clientsideTls", Value::Null),
+        Refused,
+        "ports[0].protocol",
+        false,
+    );
+    check(
+        &port("clientsideTls", json!({ "mode": "X" })),
+        Refused,
+        "clientsideTls.mode",
+        false,
+    );
+    check(
+        &port("clientsideTls", json!({ "sni": "10.0.0.1" })),
+        Refused,
+        "clientsideTls.sni",
+        false,
+    );
+    check(
+        &port("egressGatewayRoutes", Value::Null),
+        Ignored,
+        "ports[0]",
+        false,
+    );
     check(&port("x", json!(1)), Refused, "ports[0].x", false);
-    check(&with(&|spec| spec["addresses"] = json!(["192.0.2.1"])), Refused, "addresses", false);
-    check(&with(&|spec| spec["endpoints"] = json!([])), Refused, "endpoints", false);
+    check(
+        &with(&|spec| spec["addresses"] = json!(["192.0.2.1"])),
+        Refused,
+        "addresses",
+        false,
+    );
+    check(
+        &with(&|spec| spec["endpoints"] = json!([])),
+        Refused,
+        "endpoints",
+        false,
+    );
     let far = json!({ "virtualGatewayRefs": [{ "name": "egress-vg", "cluster": "there" }] });
-    check(&port("egressGatewayRoutes", far), Ignored, "virtualGatewayRefs", false);
+    check(
+        &port("egressGatewayRoutes", far),
+        Ignored,
+        "virtualGatewayRefs",
+        false,
+    );
 }
 
 #[test]
@@ -132,7 +211,12 @@ fn a_wildcard_needs_a_certificate_of_each_name() {
         port["protocol"] = json!("HTTP");
         port["clientsideTls"] = tls;
         let spec = json!({ "hosts": ["*.org"], "ports": [port] });
-        check(&World::exposing(&["*"]).service_spec("all", spec), Refused, field, false);
+        check(
+            &World::exposing(&["*"]).service_spec("all", spec),
+            Refused,
+            field,
+            false,
+        );
     }
 }
 
@@ -148,11 +232,20 @@ fn listeners_that_can_not_be_had() {
         (json!({ "tls": { "mode": "SIMPLE" } }), "tls.mode"),
         (json!({ "tls": { "mode": "PASSTHROUGH" } }), "tls.mode"),
         (json!({ "tls": null }), "tls.mode"),
-        (json!({ "tls": { "mode": "MUTUAL", "minimumProtocolVersion": "x" } }), "Version"),
+        (
+            json!({ "tls": { "mode": "MUTUAL", "minimumProtocolVersion": "x" } }),
+            "Version",
+        ),
         (json!({ "port": { "number": 0 } }), "port.number"),
         (json!({ "allowedRouteTables": [] }), "allowedRouteTables"),
-        (json!({ "exposedExternalServices": [{ "host": "a*" }] }), "host"),
-        (json!({ "exposedExternalServices": [{ "host": "*", "x": 1 }] }), "x"),
+        (
+            json!({ "exposedExternalServices": [{ "host": "a*" }] }),
+            "host",
+        ),
+        (
+            json!({ "exposedExternalServices": [{ "host": "*", "x": 1 }] }),
+            "x",
+        ),
     ] {
         let mut world = open();
         let mut spec = serde_json::to_value(&world.gateways[0].spec).unwrap();

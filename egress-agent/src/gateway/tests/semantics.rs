@@ -38,7 +38,10 @@ fn the_guide_admits_one_account() {
     assert_eq!(problems, []);
     let decision = guide().get("productpage", "httpbin.org");
     assert!(decision.allowed);
-    assert_eq!(decision.object, Some(ObjectName::new("istio-egress", "web")));
+    assert_eq!(
+        decision.object,
+        Some(ObjectName::new("istio-egress", "web"))
+    );
     assert_eq!(decision.service, Some(ObjectName::new("global", "httpbin")));
     assert_eq!((decision.entry, decision.dry_run), (Some(0), None));
     assert_eq!(reason(&guide(), "reviews", "httpbin.org"), NotAdmitted);
@@ -47,9 +50,17 @@ fn the_guide_admits_one_account() {
 #[test]
 fn a_host_that_nothing_names_is_refused() {
     assert_eq!(reason(&guide(), "productpage", "example.org"), UnknownHost);
-    assert_eq!(reason(&guide(), "productpage", "httpbin.org:8080"), UnknownPort);
+    assert_eq!(
+        reason(&guide(), "productpage", "httpbin.org:8080"),
+        UnknownPort
+    );
     assert_eq!(reason(&guide(), "productpage", "10.0.0.1"), BadHost);
-    assert_eq!(guide().ask("productpage", "GET", "httpbin.org", "/%2f", &[]).reason, BadPath);
+    assert_eq!(
+        guide()
+            .ask("productpage", "GET", "httpbin.org", "/%2f", &[])
+            .reason,
+        BadPath
+    );
 }
 
 #[test]
@@ -105,7 +116,10 @@ fn a_policy_for_one_port_closes_the_others() {
         json!({ "hosts": ["httpbin.org"], "ports": [mk_https(), other] }),
     );
     assert_eq!(reason(&world, "productpage", "httpbin.org"), Admitted);
-    assert_eq!(reason(&world, "productpage", "httpbin.org:8080"), NotAdmitted);
+    assert_eq!(
+        reason(&world, "productpage", "httpbin.org:8080"),
+        NotAdmitted
+    );
 }
 
 #[test]
@@ -144,7 +158,10 @@ fn an_empty_entry_admits_nobody_and_an_empty_selector_everybody() {
         (json!({}), false),
         (json!({ "match": {} }), false),
         (json!({ "allowedClients": [{}] }), true),
-        (json!({ "allowedClients": [{ "serviceAccountSelector": {} }] }), true),
+        (
+            json!({ "allowedClients": [{ "serviceAccountSelector": {} }] }),
+            true,
+        ),
         (json!({ "allowedMethods": ["GET"] }), true),
     ] {
         let world = World::exposing(&["*"])
@@ -153,7 +170,9 @@ fn an_empty_entry_admits_nobody_and_an_empty_selector_everybody() {
         assert_eq!(world.get("ratings", "api.org").allowed, expected, "{authz}");
     }
     let empty = mk_policy("a", json!({ "applyToDestinations": [mk_to("api")] }));
-    let world = World::exposing(&["*"]).service("api", &["api.org"]).policy(empty);
+    let world = World::exposing(&["*"])
+        .service("api", &["api.org"])
+        .policy(empty);
     assert_eq!(reason(&world, "ratings", "api.org"), NotAdmitted);
 }
 
@@ -165,13 +184,21 @@ fn selectors_are_of_this_cluster_and_of_service_accounts_that_exist() {
         (json!({ "name": "ratings", "cluster": "there" }), false),
         (json!({ "name": "ratings", "namespace": "default" }), false),
         (json!({ "labels": { "account": "ratings" } }), true),
-        (json!({ "labels": { "account": "ratings", "x": "y" } }), false),
+        (
+            json!({ "labels": { "account": "ratings", "x": "y" } }),
+            false,
+        ),
         (json!({ "name": "ghost", "namespace": "bookinfo" }), false),
     ] {
         let authz = json!({ "allowedClients": [{ "serviceAccountSelector": selector }] });
-        let world =
-            World::exposing(&["*"]).service("api", &["api.org"]).policy(mk_authz("a", "api", authz));
-        assert_eq!(world.get("ratings", "api.org").allowed, expected, "{selector}");
+        let world = World::exposing(&["*"])
+            .service("api", &["api.org"])
+            .policy(mk_authz("a", "api", authz));
+        assert_eq!(
+            world.get("ratings", "api.org").allowed,
+            expected,
+            "{selector}"
+        );
         assert!(!world.get("ghost", "api.org").allowed);
     }
 }
@@ -185,7 +212,11 @@ fn the_most_specific_name_decides_even_if_it_is_not_served() {
         .service("all", &["*.org"])
         .service("api", &["api.org", "*.api.org"])
         .service_spec("far", json!({ "hosts": ["far.org"], "ports": [elsewhere] }))
-        .policy(mk_authz("a", "api", json!({ "allowedClients": mk_client("productpage") })));
+        .policy(mk_authz(
+            "a",
+            "api",
+            json!({ "allowedClients": mk_client("productpage") }),
+        ));
     assert_eq!(reason(&world, "ratings", "x.org"), NoPolicy);
     assert_eq!(reason(&world, "ratings", "api.org"), NotAdmitted);
     assert_eq!(reason(&world, "ratings", "v1.x.api.org"), NotAdmitted);
@@ -214,8 +245,11 @@ fn a_dry_run_is_told_and_changes_nothing() {
     };
     assert_eq!(told(&world, "productpage"), (true, Some(true)));
     assert_eq!(told(&world, "reviews"), (true, Some(false)));
-    let world =
-        world.policy(mk_authz("real", "api", json!({ "allowedClients": mk_client("ratings") })));
+    let world = world.policy(mk_authz(
+        "real",
+        "api",
+        json!({ "allowedClients": mk_client("ratings") }),
+    ));
     assert_eq!(told(&world, "productpage"), (false, Some(true)));
     assert_eq!(told(&world, "ratings"), (true, Some(true)));
     assert_eq!(told(&world, "reviews"), (false, Some(false)));
@@ -227,14 +261,23 @@ fn who_may_use_the_gateway_at_all() {
     let gateway = ObjectName::new("istio-egress", "egress-vg");
     assert!(policy.may_use(&gateway, &mk_id("productpage")));
     assert!(!policy.may_use(&gateway, &mk_id("reviews")));
-    assert!(!policy.may_use(&ObjectName::new("istio-egress", "other"), &mk_id("productpage")));
+    assert!(!policy.may_use(
+        &ObjectName::new("istio-egress", "other"),
+        &mk_id("productpage")
+    ));
     let (policy, _) = guide().service("open", &["open.org"]).compile();
     assert!(policy.may_use(&gateway, &mk_id("reviews")));
     let stranger = SpiffeId::new("other.local", "bookinfo", "productpage").unwrap();
     assert!(!policy.may_use(&gateway, &stranger));
     // A trial admits nobody.
     let mut trial = guide();
-    trial.policies[0].spec.config.authz.as_mut().unwrap().dry_run = true;
+    trial.policies[0]
+        .spec
+        .config
+        .authz
+        .as_mut()
+        .unwrap()
+        .dry_run = true;
     trial.policies.push(mk_authz("real", "httpbin", json!({})));
     assert!(!trial.compile().0.may_use(&gateway, &mk_id("productpage")));
 }
