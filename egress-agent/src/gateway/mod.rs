@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod compile;
+mod entries;
 pub mod envoy;
 pub mod host;
 pub mod identity;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -17,6 +16,7 @@ use egress_agent::gateway::{
 
 use serde_json::{Value, json};
 
+use crate::client::{Answer, Connection};
 use crate::mesh::{Authority, Leaf, client_config};
 
 /// The binary, or how to come by it.
@@ -127,23 +127,7 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// What came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
-}
-
-impl Answer {
-    pub fn is_denied(&self) -> bool {
-        self.status == 403
-            && self.body == "RBAC: access denied"
-            && self.head.contains("\r\ncontent-type: text/plain\r\n")
-            && self.head.contains("\r\ncontent-length: 19\r\n")
-    }
-}
-
+/// A gateway whose Envoy ends with it.
 pub struct Gateway {
     pub port: u16,
     pub mesh: Authority,
@@ -255,7 +239,11 @@ impl Gateway {
         let resources = |name: &str| {
             let text = fs::read_to_string(own.join(name)).expect("it was written");
             let response: Value = serde_json::from_str(&text).expect("JSON");
-            response["resources"].clone()
+            let mut resources = response["resources"].clone();
+            for resource in resources.as_array_mut().expect("a list") {
+                resource.as_object_mut().expect("an object").remove("@type");
+            }
+            resources
         };
         let secret = |name: &str| resources(name)[0].clone();
         let mut listeners = resources("lds.json");
@@ -331,9 +319,7 @@ impl Gateway {
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("a timeout");
-        Connection {
-            stream: rustls::StreamOwned::new(session, stream),
-        }
+        Connection::new(session, stream)
     }
 
     pub fn get(&self, account: &str, authority: &str, path: &str) -> Answer {
@@ -402,60 +388,4 @@ impl Drop for Gateway {
             let _ = envoy.wait();
         }
     }
-}
-
-/// A TLS connection to the gateway.
-pub struct Connection {
-    stream: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
-}
-
-impl Connection {
-    /// What the gateway showed.
-    pub fn server_certificate(&mut self) -> Vec<u8> {
-        self.stream
-            .conn
-            .complete_io(&mut self.stream.sock)
-            .expect("a handshake");
-        let chain = self.stream.conn.peer_certificates().expect("a certificate");
-        chain[0].to_vec()
-    }
-
-    pub fn ask(
-        &mut self,
-        method: &str,
-        authority: &str,
-        path: &str,
-        headers: &str,
-    ) -> std::io::Result<Answer> {
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: {authority}\r\n{headers}\r\n");
-        self.stream.write_all(request.as_bytes())?;
-        let mut text = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(answer) = parse(&text, method == "HEAD") {
-                return Ok(answer);
-            }
-            match self.stream.read(&mut buffer)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                read => text.extend_from_slice(&buffer[..read]),
-            }
-        }
-    }
-}
-
-/// The answer, once it is whole.
-fn parse(bytes: &[u8], head_only: bool) -> Option<Answer> {
-    let text = String::from_utf8_lossy(bytes);
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let head = format!("{head}\r\n");
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .map_or(0, |length| length.trim().parse().unwrap_or(0));
-    (head_only || body.len() >= length).then(|| Answer {
-        status,
-        head: head.clone(),
-        body: body.to_owned(),
-    })
 }

@@ -1,5 +1,6 @@
 //! The rendered configuration in a real Envoy, on loopback.
 
+mod client;
 mod conditions;
 mod gateway;
 mod live;

@@ -1,6 +1,6 @@
 //! Who gets where.
 
-use crate::gateway::Answer;
+use crate::client::Answer;
 use crate::mesh::Authority;
 use crate::world::start;
 

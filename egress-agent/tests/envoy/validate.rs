@@ -95,6 +95,8 @@ fn long_policies_are_valid() {
 fn a_complaint_is_heard() {
     let mut gateway = Gateway::prepare(free_port(), &Authority::new("outside"));
     gateway.apply(&guide(15443, 443, 444, 8080));
+    assert_eq!(gateway.validate(), Ok(()));
     std::fs::remove_file(gateway.certs().join("outside.crt")).expect("it is there");
-    assert!(gateway.validate().is_err());
+    let complaint = gateway.validate().expect_err("its authority is gone");
+    assert!(complaint.contains("outside.crt"), "{complaint}");
 }
