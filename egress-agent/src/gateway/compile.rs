@@ -210,7 +210,15 @@ fn read_listener(
         );
         return None;
     }
-    let mut refused = report.unsupported(field, &listener.other);
+    let mut other = listener.other.clone();
+    // Gloo's listeners say so what every listener here is.
+    if other
+        .get("http")
+        .is_some_and(|http| http.as_object().is_some_and(serde_json::Map::is_empty))
+    {
+        other.remove("http");
+    }
+    let mut refused = report.unsupported(field, &other);
     if let Some(tls) = &listener.tls {
         refused |= report.unsupported(&format!("{field}.tls"), &tls.other);
     }

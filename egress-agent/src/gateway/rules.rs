@@ -3,7 +3,7 @@
 //! A destination or entry that can't be read as written closes what it names and admits nobody.
 
 use crate::api::access_policy::Destination;
-use crate::api::{AccessPolicySpec, ObjectSelector, PortRef};
+use crate::api::{AccessPolicySpec, ObjectSelector, PortRef, Unsupported};
 
 use super::policy::{Entry, Problem, Report, Rules};
 use super::services::Service;
@@ -111,7 +111,7 @@ fn read_policy(
     };
     let spec = object.spec;
     let mut refused = report.unsupported("spec", &spec.other);
-    refused |= report.unsupported("spec.config", &spec.config.other);
+    refused |= unsupported_config(&spec.config.other, &mut report);
     if !spec.apply_to_workloads.is_empty() {
         report.ignored(
             "spec.applyToWorkloads",
@@ -160,6 +160,28 @@ fn read_policy(
         targets,
         entries: read,
     }
+}
+
+/// Fields of Gloo's `config` that hold no condition, or one that holds at every gateway anyway, are
+/// ignored; true if there are others.
+fn unsupported_config(other: &Unsupported, report: &mut Report<'_>) -> bool {
+    let mut refused = other.clone();
+    for (name, value) in other {
+        let field = format!("spec.config.{name}");
+        let strict = value.get("tlsMode").is_some_and(|mode| mode == "STRICT");
+        if name == "authn" && strict {
+            report.ignored(
+                field,
+                "gateways ask every client for its certificate anyway",
+            );
+        } else if name == "enforcementLayers" {
+            report.ignored(field, "it has no effect here");
+        } else {
+            continue;
+        }
+        refused.remove(name);
+    }
+    report.unsupported("spec.config", &refused)
 }
 
 fn read_target(

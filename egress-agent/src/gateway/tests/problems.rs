@@ -132,6 +132,38 @@ fn a_destination_that_is_not_understood_closes() {
 }
 
 #[test]
+fn what_gloo_adds_without_a_condition_is_taken() {
+    let config = |other: Value| {
+        let mut config = json!({ "authz": { "allowedClients": [{}] } });
+        for (key, value) in other.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let spec = json!({ "applyToDestinations": [mk_to("api")], "config": config });
+        open().policy(mk_policy("a", spec))
+    };
+    let strict = json!({ "authn": { "tlsMode": "STRICT" } });
+    check(&config(strict), Ignored, "authn", true);
+    check(
+        &config(json!({ "authn": { "tlsMode": "X" } })),
+        Refused,
+        "authn",
+        false,
+    );
+    check(
+        &config(json!({ "enforcementLayers": { "mesh": true } })),
+        Ignored,
+        "Layers",
+        true,
+    );
+    let mut world = open();
+    world.gateways[0].spec.listeners[0]
+        .other
+        .insert("http".to_owned(), json!({}));
+    assert_eq!(world.compile().1, []);
+    assert!(world.get("productpage", "api.org").allowed);
+}
+
+#[test]
 fn services_that_can_not_be_served() {
     let with = |change: &dyn Fn(&mut Value)| {
         let mut spec = json!({ "hosts": ["api.org"], "ports": [mk_https()] });
