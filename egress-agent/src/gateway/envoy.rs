@@ -97,6 +97,30 @@ fn gateway_files(
     files
 }
 
+/// The bootstrap that a gateway's Envoy starts with: it follows the gateway's directory below
+/// `config_dir`, as Envoy sees that. It never changes, and has no admin interface.
+pub fn bootstrap(gateway: &ObjectName, config_dir: &Path) -> String {
+    let own = config_dir.join(directory(gateway));
+    let bootstrap = json!({
+        "node": { "id": gateway.to_string(), "cluster": gateway.to_string() },
+        "dynamic_resources": {
+            "cds_config": listener::watched(&own.join(CLUSTERS_FILE)),
+            "lds_config": listener::watched(&own.join(LISTENERS_FILE)),
+        },
+        "overload_manager": { "resource_monitors": [{
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": type_url(
+                    "envoy.extensions.resource_monitors.downstream_connections.v3\
+                     .DownstreamConnectionsConfig"
+                ),
+                "max_active_downstream_connections": 50_000,
+            },
+        }] },
+    });
+    format!("{bootstrap:#}\n")
+}
+
 /// Configuration of a gateway that is gone: it listens nowhere.
 pub fn empty() -> Vec<File> {
     vec![file(LISTENERS_FILE, &[]), file(CLUSTERS_FILE, &[])]

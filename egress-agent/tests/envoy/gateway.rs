@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
 use egress_agent::gateway::{
     Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
-    Problem, Request, Settings, SpiffeId, Writer, compile, decide_access, render,
+    Problem, Request, Settings, SpiffeId, Writer, compile, decide_access, envoy, render,
 };
 
 use serde_json::{Value, json};
@@ -196,19 +196,9 @@ impl Gateway {
             cert_dir: certs,
             config_dir: root.join("config"),
         };
-        let own = settings.config_dir.join("istio-egress.egress-vg");
-        let source = |name: &str| {
-            json!({
-                "resource_api_version": "V3",
-                "path_config_source": { "path": own.join(name) },
-            })
-        };
-        let bootstrap = json!({
-            "node": { "id": "egress-vg", "cluster": "egress-vg" },
-            "dynamic_resources":
-                { "lds_config": source("lds.json"), "cds_config": source("cds.json") },
-        });
-        fs::write(root.join("bootstrap.json"), bootstrap.to_string()).expect("a file");
+        let id = ObjectName::new("istio-egress", "egress-vg");
+        let bootstrap = envoy::bootstrap(&id, &settings.config_dir);
+        fs::write(root.join("bootstrap.json"), bootstrap).expect("a file");
         let writer = Writer::new(&settings.config_dir);
         let policy = GatewayPolicy::default();
         Self {

@@ -32,7 +32,8 @@ pub(super) fn listeners(port: u16, own: &Path, wildcards: bool) -> Vec<Value> {
         .to_vec()
 }
 
-fn watched(path: &Path) -> Value {
+/// A file that Envoy follows.
+pub(super) fn watched(path: &Path) -> Value {
     json!({
         "resource_api_version": "V3",
         "path_config_source": { "path": path.to_string_lossy() },
