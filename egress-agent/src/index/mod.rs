@@ -315,5 +315,3 @@ fn declared<T>(labels: Option<Labels>, spec: T) -> Declared<T> {
     Declared { labels: labels.unwrap_or_default(), spec }
 }
 
-#[cfg(test)]
-mod tests;
