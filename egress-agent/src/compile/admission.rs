@@ -32,7 +32,11 @@ impl GatewayAdmission for ByClients<'_> {
     fn admits(&self, account: &Key) -> bool {
         self.allow_any
             || self.index.external_services().iter().any(|(key, service)| {
-                service.spec.ports.iter().any(|port| self.admits_to(account, key, service, port))
+                service
+                    .spec
+                    .ports
+                    .iter()
+                    .any(|port| self.admits_to(account, key, service, port))
             })
     }
 }
@@ -47,7 +51,10 @@ impl ByClients<'_> {
         port: &ExternalPort,
     ) -> bool {
         let applies = |policy: &&AccessPolicySpec| {
-            policy.apply_to_destinations.iter().any(|d| self.is_about(d, key, service, port))
+            policy
+                .apply_to_destinations
+                .iter()
+                .any(|d| self.is_about(d, key, service, port))
         };
         let policies = self.index.access_policies().values().map(|p| &p.spec);
         let mut policies = policies.filter(applies).peekable();
@@ -66,7 +73,10 @@ impl ByClients<'_> {
     ) -> bool {
         let on_port = destination.port.as_ref().is_none_or(|wanted| {
             wanted.number.is_none_or(|number| number == port.number)
-                && wanted.name.as_ref().is_none_or(|name| port.name.as_ref() == Some(name))
+                && wanted
+                    .name
+                    .as_ref()
+                    .is_none_or(|name| port.name.as_ref() == Some(name))
         });
         on_port && self.selects(&destination.selector, key, Some(&service.labels))
     }
@@ -90,8 +100,14 @@ impl ByClients<'_> {
         let none = Labels::new();
         let labels = labels.unwrap_or(&none);
         selector.name.as_ref().is_none_or(|name| *name == key.name)
-            && selector.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
-            && selector.labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+            && selector
+                .namespace
+                .as_ref()
+                .is_none_or(|namespace| *namespace == key.namespace)
+            && selector
+                .labels
+                .iter()
+                .all(|(k, v)| labels.get(k) == Some(v))
             && match (&selector.cluster, self.cluster) {
                 (Some(wanted), Some(ours)) => wanted == ours,
                 _ => true,

@@ -29,14 +29,20 @@ pub(super) struct Cluster {
 impl Cluster {
     pub fn find(index: &Index, settings: &Settings) -> Self {
         let mut cluster = Self::default();
-        cluster.pod_cidrs.extend(settings.pod_cidrs.iter().map(IpNet::trunc));
+        cluster
+            .pod_cidrs
+            .extend(settings.pod_cidrs.iter().map(IpNet::trunc));
         cluster.node_addresses.extend(&settings.local_addresses);
         for node in index.nodes().values() {
             cluster.pod_cidrs.extend(&node.pod_cidrs);
             cluster.nodes.extend(&node.addresses);
             // By custom the bridge of a node has the first address of its range. Where addresses
             // are handed out otherwise that may be a pod, and then the pod is known here.
-            for net in node.pod_cidrs.iter().filter(|net| net.prefix_len() < net.max_prefix_len()) {
+            for net in node
+                .pod_cidrs
+                .iter()
+                .filter(|net| net.prefix_len() < net.max_prefix_len())
+            {
                 if let Some(bridge) = net.hosts().next().map(|first| after_network(*net, first))
                     && !index.is_pod_ip(bridge)
                 {
@@ -48,9 +54,15 @@ impl Cluster {
         cluster.pod_cidrs.sort_unstable();
         cluster.pod_cidrs.dedup();
         for slice in index.slices_of(&api_service()) {
-            for port in slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+            for port in slice
+                .ports
+                .iter()
+                .filter(|port| port.protocol == Protocol::Tcp)
+            {
                 let addresses = slice.endpoints.iter().flat_map(|e| &e.addresses).flatten();
-                cluster.api.extend(addresses.filter_map(|ip| Some((*ip, port.port?))));
+                cluster
+                    .api
+                    .extend(addresses.filter_map(|ip| Some((*ip, port.port?))));
             }
         }
         cluster

@@ -35,7 +35,11 @@ pub(super) fn digest(policy: &Policy) -> Digest {
 }
 
 fn count(hash: &mut Sha256, n: usize) {
-    hash.update(u64::try_from(n).expect("a length fits 64 bits").to_be_bytes());
+    hash.update(
+        u64::try_from(n)
+            .expect("a length fits 64 bits")
+            .to_be_bytes(),
+    );
 }
 
 fn exact(hash: &mut Sha256, address: &[u8], port: u16, proto: u8, value: &ExactRule) {

@@ -42,7 +42,10 @@ impl Gateways {
                     continue; // The index reports it.
                 }
                 if let Some(wanted) = &selector.cluster
-                    && settings.cluster_name.as_ref().is_some_and(|ours| ours != wanted)
+                    && settings
+                        .cluster_name
+                        .as_ref()
+                        .is_some_and(|ours| ours != wanted)
                 {
                     gateways.report_foreign(name, i, wanted);
                     continue;
@@ -50,7 +53,10 @@ impl Gateways {
                 let namespace = selector.namespace.as_ref().unwrap_or(&name.namespace);
                 for (key, pod) in select(index, namespace, &selector.labels) {
                     for ip in &pod.ips {
-                        let guard = Guard { rule: rule.clone(), node: pod.host_network };
+                        let guard = Guard {
+                            rule: rule.clone(),
+                            node: pod.host_network,
+                        };
                         gateways.guards.entry(*ip).or_insert(guard);
                     }
                     if pod.ready && !pod.terminating {
@@ -75,7 +81,8 @@ impl Gateways {
         };
         let field = format!("spec.workloads[{workload}].selector.cluster");
         let reason = format!("`{cluster}` is another cluster: its pods are no gateways here");
-        self.problems.push(Finding::ignored(field, reason).of(&object));
+        self.problems
+            .push(Finding::ignored(field, reason).of(&object));
     }
 
     /// Opens one listener of one pod: where the Services that have this port send it, or the port
@@ -107,7 +114,9 @@ impl Gateways {
             // An address counts only while no other pod claims it.
             let owned = pod.host_network || index.pod_by_ip(ip).is_some_and(|(k, _)| k == key);
             if owned && pod.ips.contains(&ip) {
-                self.listeners.entry((ip, port)).or_insert_with(|| rule.to_owned());
+                self.listeners
+                    .entry((ip, port))
+                    .or_insert_with(|| rule.to_owned());
             }
         }
     }
@@ -126,7 +135,10 @@ impl Gateways {
             if let Some(first) = first
                 && addresses.all(|ip| guard(ip).is_some())
             {
-                let guard = Guard { node: false, ..first };
+                let guard = Guard {
+                    node: false,
+                    ..first
+                };
                 guards.extend(service.cluster_ips.iter().map(|ip| (*ip, guard.clone())));
             }
             for (port, rule) in self.service_listeners(index, cluster, key, service) {
@@ -153,12 +165,18 @@ impl Gateways {
         let mut found = Vec::new();
         let selects_one = self.pods.iter().any(|pod| {
             pod.namespace == key.namespace
-                && index.pods().get(pod).is_some_and(|pod| selects(&service.selector, &pod.labels))
+                && index
+                    .pods()
+                    .get(pod)
+                    .is_some_and(|pod| selects(&service.selector, &pod.labels))
         });
         if !selects_one {
             return found;
         }
-        let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        let tcp = service
+            .ports
+            .iter()
+            .filter(|port| port.protocol == Protocol::Tcp);
         for port in tcp.filter(|port| self.numbers.contains(&port.port)) {
             let mut rule = None;
             let mut sound = true;
@@ -221,14 +239,21 @@ fn in_namespace<'a, V>(
     namespace: &str,
 ) -> impl Iterator<Item = (&'a Key, &'a V)> {
     let namespace = namespace.to_owned();
-    map.range(Key::new(&namespace, "")..).take_while(move |(key, _)| key.namespace == namespace)
+    map.range(Key::new(&namespace, "")..)
+        .take_while(move |(key, _)| key.namespace == namespace)
 }
 
 /// An empty selector selects nothing.
 fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn is_endpoint_of(endpoint: &Endpoint, pod: &Pod) -> bool {
-    endpoint.pod.as_ref().is_some_and(|target| target.uid == pod.uid)
+    endpoint
+        .pod
+        .as_ref()
+        .is_some_and(|target| target.uid == pod.uid)
 }

@@ -26,7 +26,12 @@ pub(super) fn hold_at(spec: &EgressLockdownSpec, now: Timestamp) -> Hold {
     match spec.mode {
         Mode::Off => Hold::Off,
         Mode::Enforce => Hold::Enforce,
-        Mode::Audit if spec.audit_until.as_ref().is_some_and(|until| until.0 <= now) => {
+        Mode::Audit
+            if spec
+                .audit_until
+                .as_ref()
+                .is_some_and(|until| until.0 <= now) =>
+        {
             Hold::Enforce
         }
         Mode::Audit => Hold::Audit,
@@ -35,8 +40,14 @@ pub(super) fn hold_at(spec: &EgressLockdownSpec, now: Timestamp) -> Hold {
 
 /// The next time at which a lockdown changes its mode by itself.
 pub(super) fn next_change(index: &Index, now: Timestamp) -> Option<Timestamp> {
-    let audited = index.lockdowns().values().filter(|spec| spec.mode == Mode::Audit);
-    audited.filter_map(|spec| Some(spec.audit_until.as_ref()?.0)).filter(|at| *at > now).min()
+    let audited = index
+        .lockdowns()
+        .values()
+        .filter(|spec| spec.mode == Mode::Audit);
+    audited
+        .filter_map(|spec| Some(spec.audit_until.as_ref()?.0))
+        .filter(|at| *at > now)
+        .min()
 }
 
 /// Lays the lockdowns that select the pod together: the strictest of each wins, and the lists of
@@ -47,10 +58,17 @@ pub(super) fn holding<'a>(
     pod: &Pod,
     now: Timestamp,
 ) -> Holding<'a> {
-    let mut labels: BTreeMap<String, String> = index.namespace(namespace).cloned().unwrap_or_default();
+    let mut labels: BTreeMap<String, String> =
+        index.namespace(namespace).cloned().unwrap_or_default();
     // Kubernetes sets this one itself; a directory of files need not.
-    labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
-    let mut holding = Holding { on_deny: OnDeny::Reject, ..Holding::default() };
+    labels.insert(
+        "kubernetes.io/metadata.name".to_owned(),
+        namespace.to_owned(),
+    );
+    let mut holding = Holding {
+        on_deny: OnDeny::Reject,
+        ..Holding::default()
+    };
     for (name, spec) in index.lockdowns() {
         let hold = hold_at(spec, now);
         if hold == Hold::Off

@@ -91,19 +91,31 @@ pub fn compile_with(
             .any(|(key, pod)| here(pod) && !pod.finished && is_node_local_dns(key, pod)),
     };
     let mut compiled = Compiled {
-        problems: index.problems().cloned().chain(gateways.problems.iter().cloned()).collect(),
+        problems: index
+            .problems()
+            .cloned()
+            .chain(gateways.problems.iter().cloned())
+            .collect(),
         next_change: lockdowns::next_change(index, now),
         ..Compiled::default()
     };
     let mut digests: BTreeMap<Recipe<'_>, Digest> = BTreeMap::new();
-    for (key, pod) in index.pods().iter().filter(|(_, pod)| here(pod) && !pod.finished) {
+    for (key, pod) in index
+        .pods()
+        .iter()
+        .filter(|(_, pod)| here(pod) && !pod.finished)
+    {
         let gateway = gateways.pods.contains(key);
         let mut desired = desired_pod(key, pod, gateway);
         if !gateway {
             let holding = lockdowns::holding(index, &key.namespace, pod, now);
             desired.hold = holding.hold;
             desired.on_deny = holding.on_deny;
-            desired.lockdowns = holding.lockdowns.iter().map(|(n, _)| (*n).to_owned()).collect();
+            desired.lockdowns = holding
+                .lockdowns
+                .iter()
+                .map(|(n, _)| (*n).to_owned())
+                .collect();
             if holding.hold != Hold::Off {
                 let account = Key::new(&key.namespace, &pod.service_account);
                 let recipe = Recipe {
@@ -149,7 +161,10 @@ fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {
 
 fn is_node_local_dns(key: &Key, pod: &Pod) -> bool {
     key.namespace == "kube-system"
-        && pod.labels.get("k8s-app").is_some_and(|app| app == "node-local-dns")
+        && pod
+            .labels
+            .get("k8s-app")
+            .is_some_and(|app| app == "node-local-dns")
 }
 
 fn overflow(overflow: &Overflow) -> Problem {

@@ -76,8 +76,14 @@ struct Cook<'a> {
 impl Cook<'_> {
     /// The first lockdown that allows this part of the cluster.
     fn part(&self, part: ClusterPart) -> Option<Owner> {
-        let (name, _) = self.lockdowns.iter().find(|(_, l)| l.allow.cluster.contains(&part))?;
-        Some(Owner { lockdown: (*name).to_owned(), field: format!("allow.cluster {part:?}") })
+        let (name, _) = self
+            .lockdowns
+            .iter()
+            .find(|(_, l)| l.allow.cluster.contains(&part))?;
+        Some(Owner {
+            lockdown: (*name).to_owned(),
+            field: format!("allow.cluster {part:?}"),
+        })
     }
 
     /// Wherever kube-proxy takes packets for a Service that leads out of what this policy allows,
@@ -85,7 +91,10 @@ impl Cook<'_> {
     fn holes(&mut self) {
         let nodes = self.part(ClusterPart::Nodes).is_some();
         for (key, service, routes) in self.world.routes {
-            for route in routes.iter().filter(|r| r.served && !r.open(nodes, self.gateways)) {
+            for route in routes
+                .iter()
+                .filter(|r| r.served && !r.open(nodes, self.gateways))
+            {
                 let rule = format!("Service/{key} leads elsewhere");
                 let proto = route.port.protocol.number();
                 for ip in service.cluster_ips.iter().chain(&service.outside_ips) {
@@ -138,7 +147,8 @@ impl Cook<'_> {
             for (i, ip) in lockdown.allow.dns.resolvers.iter().enumerate() {
                 let rule = format!("EgressLockdown/{name} allow.dns resolvers[{i}]");
                 for proto in [UDP, TCP] {
-                    self.tables.exact_unguarded((*ip, DNS, proto), &rule, Reason::Dns);
+                    self.tables
+                        .exact_unguarded((*ip, DNS, proto), &rule, Reason::Dns);
                 }
             }
         }
@@ -165,12 +175,15 @@ impl Cook<'_> {
     }
 
     fn api_server(&mut self) {
-        let Some(owner) = self.part(ClusterPart::APIServer) else { return };
+        let Some(owner) = self.part(ClusterPart::APIServer) else {
+            return;
+        };
         let rule = owner.rule();
         if let Some(service) = self.world.index.services().get(&api_service()) {
             for port in service.ports.iter().filter(|p| p.protocol == Protocol::Tcp) {
                 for ip in &service.cluster_ips {
-                    self.tables.exact((*ip, port.port, TCP), &rule, Reason::Cluster);
+                    self.tables
+                        .exact((*ip, port.port, TCP), &rule, Reason::Cluster);
                 }
             }
         }
@@ -180,11 +193,16 @@ impl Cook<'_> {
     }
 
     fn services(&mut self) {
-        let Some(owner) = self.part(ClusterPart::Services) else { return };
+        let Some(owner) = self.part(ClusterPart::Services) else {
+            return;
+        };
         let rule = owner.rule();
         let nodes = self.part(ClusterPart::Nodes).is_some();
         for (_, service, routes) in self.world.routes {
-            for route in routes.iter().filter(|route| route.open(nodes, self.gateways)) {
+            for route in routes
+                .iter()
+                .filter(|route| route.open(nodes, self.gateways))
+            {
                 for ip in &service.cluster_ips {
                     let target = (*ip, route.port.port, route.port.protocol.number());
                     self.tables.exact(target, &rule, Reason::Cluster);
@@ -197,19 +215,29 @@ impl Cook<'_> {
         for ip in &self.world.cluster.node_addresses {
             self.tables.node(*ip);
         }
-        let Some(owner) = self.part(ClusterPart::Nodes) else { return };
+        let Some(owner) = self.part(ClusterPart::Nodes) else {
+            return;
+        };
         let rule = self.tables.rule(&owner.rule());
         for ip in &self.world.cluster.nodes {
             let ports = PortSet::without_udp(&OVERLAY_PORTS, rule, Reason::Cluster);
-            self.tables.grant(IpNet::from(*ip), ports, false, owner.clone());
+            self.tables
+                .grant(IpNet::from(*ip), ports, false, owner.clone());
         }
     }
 
     fn pods(&mut self) {
-        let Some(owner) = self.part(ClusterPart::Pods) else { return };
+        let Some(owner) = self.part(ClusterPart::Pods) else {
+            return;
+        };
         let rule = self.tables.rule(&owner.rule());
         for net in &self.world.cluster.pod_cidrs {
-            self.tables.grant(*net, PortSet::any(rule, Reason::Cluster), true, owner.clone());
+            self.tables.grant(
+                *net,
+                PortSet::any(rule, Reason::Cluster),
+                true,
+                owner.clone(),
+            );
         }
     }
 
@@ -217,7 +245,10 @@ impl Cook<'_> {
         for (name, lockdown) in self.lockdowns.clone() {
             for (i, entry) in lockdown.allow.cidrs.iter().enumerate() {
                 let field = format!("allow.cidrs[{i}]");
-                let owner = Owner { lockdown: name.to_owned(), field: field.clone() };
+                let owner = Owner {
+                    lockdown: name.to_owned(),
+                    field: field.clone(),
+                };
                 let rule = self.tables.rule(&owner.rule());
                 let mut ports = PortSet::default();
                 ports.allow(&entry.ports, rule);
@@ -233,7 +264,10 @@ impl Cook<'_> {
 
 fn is_dns(key: &Key, service: &Service) -> bool {
     key.namespace == "kube-system"
-        && (service.labels.get("k8s-app").is_some_and(|app| app == "kube-dns")
+        && (service
+            .labels
+            .get("k8s-app")
+            .is_some_and(|app| app == "kube-dns")
             || matches!(key.name.as_str(), "kube-dns" | "coredns"))
 }
 

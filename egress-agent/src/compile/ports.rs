@@ -60,20 +60,35 @@ impl PortSet {
     pub fn close(&mut self, proto: u8, port: u16) {
         let mut left = Vec::with_capacity(self.0.len() + 4);
         for range in self.0.drain(..) {
-            if range.first > port || range.last < port || (range.proto != ANY && range.proto != proto)
+            if range.first > port
+                || range.last < port
+                || (range.proto != ANY && range.proto != proto)
             {
                 left.push(range);
                 continue;
             }
             if range.proto == ANY {
-                let others = [TCP, UDP, SCTP, ICMP].into_iter().filter(|other| *other != proto);
-                left.extend(others.map(|other| PortRange { proto: other, ..range }));
+                let others = [TCP, UDP, SCTP, ICMP]
+                    .into_iter()
+                    .filter(|other| *other != proto);
+                left.extend(others.map(|other| PortRange {
+                    proto: other,
+                    ..range
+                }));
             }
             if range.first < port {
-                left.push(PortRange { proto, last: port - 1, ..range });
+                left.push(PortRange {
+                    proto,
+                    last: port - 1,
+                    ..range
+                });
             }
             if port < range.last {
-                left.push(PortRange { proto, first: port + 1, ..range });
+                left.push(PortRange {
+                    proto,
+                    first: port + 1,
+                    ..range
+                });
             }
         }
         self.0 = left;
@@ -130,5 +145,11 @@ fn covers(wide: &PortRange, range: &PortRange) -> bool {
 }
 
 fn full(proto: u8, rule: u16, reason: Reason) -> PortRange {
-    PortRange { first: 0, last: u16::MAX, rule, proto, reason: reason as u8 }
+    PortRange {
+        first: 0,
+        last: u16::MAX,
+        rule,
+        proto,
+        reason: reason as u8,
+    }
 }

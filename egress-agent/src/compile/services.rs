@@ -28,7 +28,9 @@ impl Route<'_> {
     /// are open to, or not.
     pub fn open(&self, nodes: bool, gateways: Option<&Gateways>) -> bool {
         let listeners = || {
-            self.listeners.iter().all(|l| gateways.is_some_and(|g| g.listeners.contains_key(l)))
+            self.listeners
+                .iter()
+                .all(|l| gateways.is_some_and(|g| g.listeners.contains_key(l)))
         };
         self.served && !self.outside && (nodes || !self.nodes) && listeners()
     }
@@ -85,19 +87,22 @@ impl Route<'_> {
             };
             let tcp = |t: &EndpointPort| t.port.filter(|_| t.protocol == Protocol::Tcp);
             let api = |t: &&EndpointPort| tcp(t).is_some_and(|p| cluster.api.contains(&(ip, p)));
-            let listener =
-                |t: &&EndpointPort| tcp(t).is_some_and(|p| gateways.listeners.contains_key(&(ip, p)));
+            let listener = |t: &&EndpointPort| {
+                tcp(t).is_some_and(|p| gateways.listeners.contains_key(&(ip, p)))
+            };
             if targets.iter().all(api) && cluster.api.iter().any(|(api, _)| *api == ip) {
                 continue;
             }
             if gateways.guards.contains_key(&ip) {
                 self.outside |= !targets.iter().all(listener);
-                self.listeners.extend(targets.iter().filter_map(|t| Some((ip, tcp(t)?))));
+                self.listeners
+                    .extend(targets.iter().filter_map(|t| Some((ip, tcp(t)?))));
             } else if cluster.node_addresses.contains(&ip) {
                 self.nodes = true;
                 self.outside |= targets.iter().any(|t| into_overlay(t));
             } else {
-                let pod = index.is_pod_ip(ip) || (endpoint.pod.is_some() && cluster.in_pod_cidrs(ip));
+                let pod =
+                    index.is_pod_ip(ip) || (endpoint.pod.is_some() && cluster.in_pod_cidrs(ip));
                 self.outside |= !pod;
             }
         }
@@ -105,6 +110,5 @@ impl Route<'_> {
 }
 
 fn into_overlay(target: &EndpointPort) -> bool {
-    target.protocol == Protocol::Udp
-        && target.port.is_none_or(|port| OVERLAY_PORTS.contains(&port))
+    target.protocol == Protocol::Udp && target.port.is_none_or(|port| OVERLAY_PORTS.contains(&port))
 }

@@ -104,7 +104,11 @@ impl Tables {
 
     /// Nothing but exact entries opens this address.
     pub fn guard(&mut self, ip: IpAddr, rule: &str) {
-        self.places.entry(IpNet::from(ip)).or_default().gateway.get_or_insert(rule.to_owned());
+        self.places
+            .entry(IpNet::from(ip))
+            .or_default()
+            .gateway
+            .get_or_insert(rule.to_owned());
         self.guards.insert(ip);
     }
 
@@ -118,7 +122,11 @@ impl Tables {
         if self.holes.contains_key(&target) {
             return;
         }
-        let value = ExactRule { rule: self.rule(rule), reason: reason as u8, pad: 0 };
+        let value = ExactRule {
+            rule: self.rule(rule),
+            reason: reason as u8,
+            pad: 0,
+        };
         self.insert_exact(target, value);
     }
 
@@ -146,7 +154,11 @@ impl Tables {
 
     /// Keeps a grant out of a part of its prefix.
     pub fn except(&mut self, grant: usize, net: IpNet, rule: String) {
-        self.places.entry(net).or_default().excepts.push((grant, rule));
+        self.places
+            .entry(net)
+            .or_default()
+            .excepts
+            .push((grant, rule));
     }
 
     /// Makes the tables. Grants that didn't fit somewhere are left out there, and named.
@@ -200,7 +212,10 @@ impl Tables {
             if more.emit(v6).is_some() {
                 set = more;
             } else {
-                overflows.push(Overflow { owner: grant.owner.clone(), net });
+                overflows.push(Overflow {
+                    owner: grant.owner.clone(),
+                    net,
+                });
             }
         }
         if !set.is_empty() {
@@ -219,7 +234,13 @@ impl Tables {
             Some((reason, rule)) => (reason, self.rule(&rule)),
             None => (Reason::NotAllowed, NO_RULE),
         };
-        let unused = PortRange { first: 0, last: 0, rule: 0, proto: 0, reason: 0 };
+        let unused = PortRange {
+            first: 0,
+            last: 0,
+            rule: 0,
+            proto: 0,
+            reason: 0,
+        };
         let mut value = PrefixRule {
             count: u8::try_from(ranges.len()).expect("at most MAX_RANGES were emitted"),
             deny: deny as u8,
@@ -237,7 +258,11 @@ impl Tables {
             for range in &value.ranges[..usize::from(value.count)] {
                 let has_ports = matches!(range.proto, 6 | 17 | 132);
                 if has_ports && range.first == range.last {
-                    let exact = ExactRule { rule: range.rule, reason: range.reason, pad: 0 };
+                    let exact = ExactRule {
+                        rule: range.rule,
+                        reason: range.reason,
+                        pad: 0,
+                    };
                     self.insert_exact((net.addr(), range.first, range.proto), exact);
                 }
             }
@@ -272,7 +297,10 @@ fn overlay<'a>(layers: impl Iterator<Item = &'a Place>, grants: &[Grant]) -> Out
             let before = active.len();
             active.retain(|id| !grants[*id].pods);
             if active.len() < before {
-                deny = Some((Reason::Excepted, "built-in addresses of nodes are no pods".into()));
+                deny = Some((
+                    Reason::Excepted,
+                    "built-in addresses of nodes are no pods".into(),
+                ));
             }
         }
         if let Some(rule) = &place.gateway {

@@ -56,12 +56,17 @@ impl Index {
     /// reports included.
     pub fn apply(&mut self, object: Object) -> bool {
         let id = object.id();
-        let key = Key { namespace: id.namespace.clone(), name: id.name.clone() };
+        let key = Key {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+        };
         let mut findings = Vec::new();
         let changed = match object {
-            Object::Namespace(o) => {
-                put(&mut self.namespaces, id.name.clone(), o.metadata.labels.unwrap_or_default())
-            }
+            Object::Namespace(o) => put(
+                &mut self.namespaces,
+                id.name.clone(),
+                o.metadata.labels.unwrap_or_default(),
+            ),
             Object::Node(o) => {
                 let node = thin::node(&o, &mut findings);
                 put(&mut self.nodes, id.name.clone(), node)
@@ -73,9 +78,11 @@ impl Index {
                     false
                 }
             },
-            Object::ServiceAccount(o) => {
-                put(&mut self.service_accounts, key, o.metadata.labels.unwrap_or_default())
-            }
+            Object::ServiceAccount(o) => put(
+                &mut self.service_accounts,
+                key,
+                o.metadata.labels.unwrap_or_default(),
+            ),
             Object::Service(o) => {
                 let service = thin::service(&o, &mut findings);
                 put(&mut self.services, key, service)
@@ -91,12 +98,20 @@ impl Index {
             Object::VirtualGateway(o) => {
                 findings = check::virtual_gateway(&o.spec);
                 accept(&findings)
-                    && put(&mut self.virtual_gateways, key, declared(o.metadata.labels, o.spec))
+                    && put(
+                        &mut self.virtual_gateways,
+                        key,
+                        declared(o.metadata.labels, o.spec),
+                    )
             }
             Object::ExternalService(o) => {
                 findings = check::external_service(&o.spec);
                 accept(&findings)
-                    && put(&mut self.external_services, key, declared(o.metadata.labels, o.spec))
+                    && put(
+                        &mut self.external_services,
+                        key,
+                        declared(o.metadata.labels, o.spec),
+                    )
             }
             Object::AccessPolicy(o) => {
                 findings = check::access_policy(&o.spec);
@@ -108,7 +123,10 @@ impl Index {
 
     /// Forgets an object, its last good version included. Whether it was known.
     pub fn delete(&mut self, id: &ObjectId) -> bool {
-        let key = Key { namespace: id.namespace.clone(), name: id.name.clone() };
+        let key = Key {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+        };
         let known = match id.kind {
             "Namespace" => self.namespaces.remove(&id.name).is_some(),
             "Node" => self.nodes.remove(&id.name).is_some(),
@@ -183,7 +201,11 @@ impl Index {
 
     /// The slices of a Service: by their label, in the Service's namespace.
     pub fn slices_of(&self, service: &Key) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key))
+        self.slices_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.slices.get(key))
     }
 
     pub fn lockdowns(&self) -> &BTreeMap<String, EgressLockdownSpec> {
@@ -222,8 +244,10 @@ impl Index {
             if self.access_policies.contains_key(&key) {
                 return false;
             }
-            policy.spec.config =
-                AccessConfig { authz: Some(Authz::default()), ..AccessConfig::default() };
+            policy.spec.config = AccessConfig {
+                authz: Some(Authz::default()),
+                ..AccessConfig::default()
+            };
         }
         put(&mut self.access_policies, key, policy)
     }
@@ -243,7 +267,9 @@ impl Index {
     }
 
     fn take_pod(&mut self, key: &Key) -> bool {
-        let Some(pod) = self.pods.remove(key) else { return false };
+        let Some(pod) = self.pods.remove(key) else {
+            return false;
+        };
         for ip in &pod.ips {
             if let Some(keys) = self.pods_by_ip.get_mut(ip) {
                 keys.remove(key);
@@ -261,13 +287,18 @@ impl Index {
         }
         self.take_slice(&key);
         let service = Key::new(&key.namespace, &slice.service);
-        self.slices_of.entry(service).or_default().insert(key.clone());
+        self.slices_of
+            .entry(service)
+            .or_default()
+            .insert(key.clone());
         self.slices.insert(key, slice);
         true
     }
 
     fn take_slice(&mut self, key: &Key) -> bool {
-        let Some(slice) = self.slices.remove(key) else { return false };
+        let Some(slice) = self.slices.remove(key) else {
+            return false;
+        };
         let service = Key::new(&key.namespace, &slice.service);
         if let Some(keys) = self.slices_of.get_mut(&service) {
             keys.remove(key);
@@ -281,7 +312,11 @@ impl Index {
     /// Every object that is known, refused ones included.
     fn ids(&self) -> Vec<ObjectId> {
         fn cluster<V>(kind: &'static str, map: &BTreeMap<String, V>) -> Vec<ObjectId> {
-            let id = |name: &String| ObjectId { kind, namespace: String::new(), name: name.clone() };
+            let id = |name: &String| ObjectId {
+                kind,
+                namespace: String::new(),
+                name: name.clone(),
+            };
             map.keys().map(id).collect()
         }
         fn namespaced<V>(kind: &'static str, map: &BTreeMap<Key, V>) -> Vec<ObjectId> {
@@ -308,10 +343,14 @@ impl Index {
 }
 
 fn accept(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.effect != Effect::Refused)
+    findings
+        .iter()
+        .all(|finding| finding.effect != Effect::Refused)
 }
 
 fn declared<T>(labels: Option<Labels>, spec: T) -> Declared<T> {
-    Declared { labels: labels.unwrap_or_default(), spec }
+    Declared {
+        labels: labels.unwrap_or_default(),
+        spec,
+    }
 }
-

@@ -60,18 +60,27 @@ impl Object {
 
     /// Whether objects of this kind live in a namespace.
     pub fn namespaced(&self) -> bool {
-        !matches!(self, Self::Namespace(_) | Self::Node(_) | Self::EgressLockdown(_))
+        !matches!(
+            self,
+            Self::Namespace(_) | Self::Node(_) | Self::EgressLockdown(_)
+        )
     }
 
     /// A namespaced object without a namespace is in `default`, as `kubectl` has it.
     pub fn id(&self) -> ObjectId {
         let meta = self.metadata();
         let namespace = if self.namespaced() {
-            meta.namespace.clone().unwrap_or_else(|| "default".to_owned())
+            meta.namespace
+                .clone()
+                .unwrap_or_else(|| "default".to_owned())
         } else {
             String::new()
         };
-        ObjectId { kind: self.kind(), namespace, name: meta.name.clone().unwrap_or_default() }
+        ObjectId {
+            kind: self.kind(),
+            namespace,
+            name: meta.name.clone().unwrap_or_default(),
+        }
     }
 }
 

@@ -34,7 +34,11 @@ impl fmt::Display for Problem {
         if self.field.is_empty() {
             write!(f, "{}: {} ({effect})", self.object, self.reason)
         } else {
-            write!(f, "{}: {}: {} ({effect})", self.object, self.field, self.reason)
+            write!(
+                f,
+                "{}: {}: {} ({effect})",
+                self.object, self.field, self.reason
+            )
         }
     }
 }
@@ -49,11 +53,19 @@ pub struct Finding {
 
 impl Finding {
     pub fn refused(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { field: field.into(), reason: reason.into(), effect: Effect::Refused }
+        Self {
+            field: field.into(),
+            reason: reason.into(),
+            effect: Effect::Refused,
+        }
     }
 
     pub fn ignored(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { field: field.into(), reason: reason.into(), effect: Effect::Ignored }
+        Self {
+            field: field.into(),
+            reason: reason.into(),
+            effect: Effect::Ignored,
+        }
     }
 
     pub fn of(self, object: &ObjectId) -> Problem {

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use ipnet::IpNet;
 
-use super::model::{Endpoint, EndpointPort, EndpointSlice, Node, Pod, PodRef, Service, ServicePort};
+use super::model::{
+    Endpoint, EndpointPort, EndpointSlice, Node, Pod, PodRef, Service, ServicePort,
+};
 use super::problem::Finding;
 use crate::api::lockdown::Protocol;
 
@@ -22,7 +24,9 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub(super) fn node(o: &core::Node, findings: &mut Vec<Finding>) -> Node {
     let mut node = Node::default();
     let spec = o.spec.clone().unwrap_or_default();
-    let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+    let cidrs = spec
+        .pod_cidrs
+        .unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
     for (i, text) in cidrs.iter().enumerate() {
         match text.parse::<IpNet>() {
             // A node without a real range must not turn the whole world into "pods".
@@ -33,7 +37,11 @@ pub(super) fn node(o: &core::Node, findings: &mut Vec<Finding>) -> Node {
             )),
         }
     }
-    let addresses = o.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
+    let addresses = o
+        .status
+        .as_ref()
+        .and_then(|s| s.addresses.as_deref())
+        .unwrap_or_default();
     for (i, address) in addresses.iter().enumerate() {
         if !matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
             continue;
@@ -61,7 +69,10 @@ pub(super) fn pod(o: &core::Pod) -> Result<Pod, Finding> {
     let listed = status.pod_ips.unwrap_or_default().into_iter().map(|p| p.ip);
     for (i, text) in listed.chain(status.pod_ip).enumerate() {
         let ip: IpAddr = text.parse().map_err(|_| {
-            Finding::refused(format!("status.podIPs[{i}].ip"), format!("`{text}` is no IP address"))
+            Finding::refused(
+                format!("status.podIPs[{i}].ip"),
+                format!("`{text}` is no IP address"),
+            )
         })?;
         if !ips.contains(&ip) {
             ips.push(ip);
@@ -81,7 +92,9 @@ pub(super) fn pod(o: &core::Pod) -> Result<Pod, Finding> {
         host_network: spec.host_network.unwrap_or_default(),
         ips,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-        ready: conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+        ready: conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
         terminating: o.metadata.deletion_timestamp.is_some(),
     })
 }
@@ -107,25 +120,42 @@ pub(super) fn service(o: &core::Service, findings: &mut Vec<Finding>) -> Service
     let labels = o.metadata.labels.clone().unwrap_or_default();
     let spec = o.spec.clone().unwrap_or_default();
     if spec.type_.as_deref() == Some("ExternalName") {
-        return Service { labels, ..Service::default() };
+        return Service {
+            labels,
+            ..Service::default()
+        };
     }
-    let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+    let ips = spec
+        .cluster_ips
+        .unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
     let cluster_ips = ips.iter().filter(|ip| !ip.is_empty() && *ip != "None");
     let status = o.status.clone().unwrap_or_default();
-    let ingress = status.load_balancer.and_then(|lb| lb.ingress).unwrap_or_default();
+    let ingress = status
+        .load_balancer
+        .and_then(|lb| lb.ingress)
+        .unwrap_or_default();
     let external = spec.external_ips.unwrap_or_default();
-    let outside: Vec<String> =
-        external.into_iter().chain(ingress.into_iter().filter_map(|i| i.ip)).collect();
+    let outside: Vec<String> = external
+        .into_iter()
+        .chain(ingress.into_iter().filter_map(|i| i.ip))
+        .collect();
     let mut ports = Vec::new();
     for (i, port) in spec.ports.unwrap_or_default().into_iter().enumerate() {
         let field = format!("spec.ports[{i}]");
-        let Some(protocol) = protocol(port.protocol.as_deref(), &field, findings) else { continue };
-        let Some(number) = number(port.port, &format!("{field}.port"), findings) else { continue };
+        let Some(protocol) = protocol(port.protocol.as_deref(), &field, findings) else {
+            continue;
+        };
+        let Some(number) = number(port.port, &format!("{field}.port"), findings) else {
+            continue;
+        };
         ports.push(ServicePort {
             name: port.name.unwrap_or_default(),
             protocol,
             port: number,
-            node_port: port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0),
+            node_port: port
+                .node_port
+                .and_then(|p| u16::try_from(p).ok())
+                .filter(|p| *p != 0),
         });
     }
     Service {
@@ -139,11 +169,16 @@ pub(super) fn service(o: &core::Service, findings: &mut Vec<Finding>) -> Service
 
 pub(super) fn slice(o: &discovery::EndpointSlice, findings: &mut Vec<Finding>) -> EndpointSlice {
     let labels = o.metadata.labels.as_ref();
-    let service = labels.and_then(|l| l.get(SERVICE_NAME)).cloned().unwrap_or_default();
+    let service = labels
+        .and_then(|l| l.get(SERVICE_NAME))
+        .cloned()
+        .unwrap_or_default();
     let mut ports = Vec::new();
     for (i, port) in o.ports.iter().flatten().enumerate() {
         let field = format!("ports[{i}]");
-        let Some(protocol) = protocol(port.protocol.as_deref(), &field, findings) else { continue };
+        let Some(protocol) = protocol(port.protocol.as_deref(), &field, findings) else {
+            continue;
+        };
         let number = match port.port {
             None => None,
             Some(raw) => match number(raw, &format!("{field}.port"), findings) {
@@ -158,11 +193,18 @@ pub(super) fn slice(o: &discovery::EndpointSlice, findings: &mut Vec<Finding>) -
         });
     }
     let endpoints = o.endpoints.iter().map(endpoint).collect();
-    EndpointSlice { service, ports, endpoints }
+    EndpointSlice {
+        service,
+        ports,
+        endpoints,
+    }
 }
 
 fn endpoint(o: &discovery::Endpoint) -> Endpoint {
-    let target = o.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
+    let target = o
+        .target_ref
+        .as_ref()
+        .filter(|t| t.kind.as_deref() == Some("Pod"));
     Endpoint {
         // What can't be read as an address counts as one outside the cluster.
         addresses: o.addresses.iter().map(|a| a.parse().ok()).collect(),
@@ -192,7 +234,10 @@ fn protocol(text: Option<&str>, field: &str, findings: &mut Vec<Finding>) -> Opt
 fn number(raw: i32, field: &str, findings: &mut Vec<Finding>) -> Option<u16> {
     let number = u16::try_from(raw).ok().filter(|port| *port != 0);
     if number.is_none() {
-        findings.push(Finding::ignored(field, format!("{raw} is no port (1 to 65535)")));
+        findings.push(Finding::ignored(
+            field,
+            format!("{raw} is no port (1 to 65535)"),
+        ));
     }
     number
 }
@@ -206,7 +251,10 @@ fn parse_ips<'a>(
     for text in texts {
         match text.parse() {
             Ok(ip) => ips.push(ip),
-            Err(_) => findings.push(Finding::ignored(field, format!("`{text}` is no IP address"))),
+            Err(_) => findings.push(Finding::ignored(
+                field,
+                format!("`{text}` is no IP address"),
+            )),
         }
     }
     ips

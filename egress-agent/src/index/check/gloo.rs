@@ -13,7 +13,10 @@ impl Fields {
     /// Fields without bearing on who may go where.
     fn ignore(&mut self, at: &str, other: &Unsupported) {
         for name in other.keys() {
-            self.0.push(Finding::ignored(path(at, name), "is not supported and has no effect"));
+            self.0.push(Finding::ignored(
+                path(at, name),
+                "is not supported and has no effect",
+            ));
         }
     }
 
@@ -38,7 +41,11 @@ impl Fields {
 }
 
 fn path(at: &str, name: &str) -> String {
-    if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") }
+    if at.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{at}.{name}")
+    }
 }
 
 pub(in crate::index) fn virtual_gateway(spec: &VirtualGatewaySpec) -> Vec<Finding> {
@@ -127,9 +134,14 @@ pub(in crate::index) fn external_service(spec: &ExternalServiceSpec) -> Vec<Find
 
 /// A wildcard stands for whole labels and only in front.
 fn bad_host(host: &str) -> Option<String> {
-    let name = host.strip_prefix("*.").unwrap_or(host).trim_end_matches('.');
+    let name = host
+        .strip_prefix("*.")
+        .unwrap_or(host)
+        .trim_end_matches('.');
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let labels_good = name.split('.').all(|l| !l.is_empty() && l.len() <= 63 && l.chars().all(good));
+    let labels_good = name
+        .split('.')
+        .all(|l| !l.is_empty() && l.len() <= 63 && l.chars().all(good));
     (host != "*" && !(labels_good && name.len() <= 253))
         .then(|| format!("`{host}` is no host name; a wildcard is `*.` in front of one"))
 }
@@ -172,7 +184,10 @@ fn config(config: &AccessConfig, fields: &mut Fields) {
         }
     }
     if config.authz.is_some() && !config.authz_list.is_empty() {
-        fields.wrong("spec.config.authzList".into(), "goes without `authz`; remove one");
+        fields.wrong(
+            "spec.config.authzList".into(),
+            "goes without `authz`; remove one",
+        );
     }
     if let Some(entry) = &config.authz {
         authz(entry, "spec.config.authz", fields);
@@ -187,7 +202,10 @@ fn authz(entry: &Authz, at: &str, fields: &mut Fields) {
     for (i, client) in entry.allowed_clients.iter().enumerate() {
         let at = format!("{at}.allowedClients[{i}]");
         fields.refuse(&at, &client.other);
-        fields.selector(&format!("{at}.serviceAccountSelector"), &client.service_account_selector);
+        fields.selector(
+            &format!("{at}.serviceAccountSelector"),
+            &client.service_account_selector,
+        );
     }
     for (i, block) in entry.allowed_ip_blocks.iter().enumerate() {
         let net = block.parse::<ipnet::IpNet>().is_ok();

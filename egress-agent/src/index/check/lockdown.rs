@@ -12,8 +12,10 @@ use crate::index::Finding;
 /// All findings refuse: an exception that is not what its author thinks it is must not be used.
 pub(in crate::index) fn lockdown(spec: &EgressLockdownSpec) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let selectors =
-        [("namespaceSelector", &spec.namespace_selector), ("podSelector", &spec.pod_selector)];
+    let selectors = [
+        ("namespaceSelector", &spec.namespace_selector),
+        ("podSelector", &spec.pod_selector),
+    ];
     for (name, given) in selectors {
         if let Some(Err((field, reason))) = given.as_ref().map(selector::check) {
             findings.push(Finding::refused(format!("spec.{name}.{field}"), reason));
@@ -27,7 +29,10 @@ pub(in crate::index) fn lockdown(spec: &EgressLockdownSpec) -> Vec<Finding> {
     }
     for (i, resolver) in spec.allow.dns.resolvers.iter().enumerate() {
         if let Some(reason) = bad_resolver(*resolver) {
-            findings.push(Finding::refused(format!("spec.allow.dns.resolvers[{i}]"), reason));
+            findings.push(Finding::refused(
+                format!("spec.allow.dns.resolvers[{i}]"),
+                reason,
+            ));
         }
     }
     for (i, entry) in spec.allow.cidrs.iter().enumerate() {
@@ -41,10 +46,14 @@ pub(in crate::index) fn lockdown(spec: &EgressLockdownSpec) -> Vec<Finding> {
 
 fn bad_resolver(ip: IpAddr) -> Option<String> {
     if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
-        return Some(format!("{ip} is not the address of a resolver that a pod could ask"));
+        return Some(format!(
+            "{ip} is not the address of a resolver that a pod could ask"
+        ));
     }
     match ip {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map(|v4| format!("write {v4} in place of {ip}")),
+        IpAddr::V6(v6) => v6
+            .to_ipv4_mapped()
+            .map(|v4| format!("write {v4} in place of {ip}")),
         IpAddr::V4(_) => None,
     }
 }
@@ -69,12 +78,18 @@ fn cidr(entry: &AllowCidr, at: &str, findings: &mut Vec<Finding>) {
 
 fn bad_net(net: IpNet) -> Option<String> {
     if net != net.trunc() {
-        return Some(format!("{net} has bits set behind its prefix; write {}", net.trunc()));
+        return Some(format!(
+            "{net} has bits set behind its prefix; write {}",
+            net.trunc()
+        ));
     }
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => {
             let v4 = v6.addr().to_ipv4_mapped()?;
-            Some(format!("write {v4}/{} in place of {net}", v6.prefix_len() - 96))
+            Some(format!(
+                "write {v4}/{} in place of {net}",
+                v6.prefix_len() - 96
+            ))
         }
         _ => None,
     }
@@ -82,11 +97,18 @@ fn bad_net(net: IpNet) -> Option<String> {
 
 fn ports(port: &AllowPort, at: &str, findings: &mut Vec<Finding>) {
     let (field, reason) = match (port.port, port.end_port) {
-        (None, Some(_)) => ("endPort", "needs `port`, the first port of the range".to_owned()),
-        (Some(0), _) => ("port", "0 is no port; leave it out for every port".to_owned()),
-        (Some(first), Some(last)) if last < first => {
-            ("endPort", format!("{last} is below the first port, {first}"))
-        }
+        (None, Some(_)) => (
+            "endPort",
+            "needs `port`, the first port of the range".to_owned(),
+        ),
+        (Some(0), _) => (
+            "port",
+            "0 is no port; leave it out for every port".to_owned(),
+        ),
+        (Some(first), Some(last)) if last < first => (
+            "endPort",
+            format!("{last} is below the first port, {first}"),
+        ),
         _ => return,
     };
     findings.push(Finding::refused(format!("{at}.{field}"), reason));
