@@ -17,11 +17,11 @@ pub(super) fn digest(policy: &Policy) -> Digest {
     }
     count(&mut hash, policy.exact4.len());
     for ((ip, port, proto), value) in &policy.exact4 {
-        exact(&mut hash, &ip.octets(), *port, *proto, value);
+        exact(&mut hash, &ip.octets(), *port, *proto, *value);
     }
     count(&mut hash, policy.exact6.len());
     for ((ip, port, proto), value) in &policy.exact6 {
-        exact(&mut hash, &ip.octets(), *port, *proto, value);
+        exact(&mut hash, &ip.octets(), *port, *proto, *value);
     }
     count(&mut hash, policy.prefix4.len());
     for (net, value) in &policy.prefix4 {
@@ -42,7 +42,7 @@ fn count(hash: &mut Sha256, n: usize) {
     );
 }
 
-fn exact(hash: &mut Sha256, address: &[u8], port: u16, proto: u8, value: &ExactRule) {
+fn exact(hash: &mut Sha256, address: &[u8], port: u16, proto: u8, value: ExactRule) {
     hash.update(address);
     hash.update(port.to_be_bytes());
     hash.update([proto, value.reason]);

@@ -101,7 +101,7 @@ impl PortSet {
         ranges.sort_unstable_by_key(|r| (r.proto, r.first, u16::MAX - r.last, r.rule, r.reason));
         let mut kept: Vec<PortRange> = Vec::with_capacity(ranges.len());
         for range in ranges {
-            if !kept.iter().any(|wide| covers(wide, &range)) {
+            if !kept.iter().any(|wide| covers(*wide, range)) {
                 kept.push(range);
             }
         }
@@ -138,7 +138,7 @@ fn coalesce(sorted: Vec<PortRange>) -> Vec<PortRange> {
     joined
 }
 
-fn covers(wide: &PortRange, range: &PortRange) -> bool {
+fn covers(wide: PortRange, range: PortRange) -> bool {
     (wide.proto == ANY || wide.proto == range.proto)
         && wide.first <= range.first
         && range.last <= wide.last

@@ -4,14 +4,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-const fn v4(a: u8, b: u8, c: u8, d: u8, len: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len))
+const fn v4(octets: [u8; 4], len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_octets(octets), len))
 }
 
 const fn v6(segments: [u16; 8], len: u8) -> IpNet {
-    let [a, b, c, d, e, f, g, h] = segments;
     IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::new(a, b, c, d, e, f, g, h),
+        Ipv6Addr::from_segments(segments),
         len,
     ))
 }
@@ -22,23 +21,23 @@ const fn v6(segments: [u16; 8], len: u8) -> IpNet {
 /// because a translator on the way makes another destination of them, which the CIDRs of IPv4 were
 /// meant to decide. A cluster that does use NAT64 names its `64:ff9b::` range in a CIDR of its own.
 pub(super) const SPECIAL: &[(IpNet, &str)] = &[
-    (v4(0, 0, 0, 0, 8), "this host (0.0.0.0/8)"),
-    (v4(127, 0, 0, 0, 8), "loopback (127.0.0.0/8)"),
+    (v4([0, 0, 0, 0], 8), "this host (0.0.0.0/8)"),
+    (v4([127, 0, 0, 0], 8), "loopback (127.0.0.0/8)"),
     (
-        v4(169, 254, 0, 0, 16),
+        v4([169, 254, 0, 0], 16),
         "link-local and instance metadata (169.254.0.0/16)",
     ),
     (
-        v4(100, 100, 100, 200, 32),
+        v4([100, 100, 100, 200], 32),
         "instance metadata (100.100.100.200)",
     ),
     (
-        v4(168, 63, 129, 16, 32),
+        v4([168, 63, 129, 16], 32),
         "platform address of the cloud (168.63.129.16)",
     ),
-    (v4(192, 0, 0, 192, 32), "instance metadata (192.0.0.192)"),
-    (v4(224, 0, 0, 0, 4), "multicast (224.0.0.0/4)"),
-    (v4(255, 255, 255, 255, 32), "broadcast (255.255.255.255)"),
+    (v4([192, 0, 0, 192], 32), "instance metadata (192.0.0.192)"),
+    (v4([224, 0, 0, 0], 4), "multicast (224.0.0.0/4)"),
+    (v4([255, 255, 255, 255], 32), "broadcast (255.255.255.255)"),
     // `::1` and `::` are in here too.
     (
         v6([0, 0, 0, 0, 0, 0, 0, 0], 96),

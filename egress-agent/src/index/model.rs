@@ -51,6 +51,8 @@ pub struct Node {
 }
 
 /// A pod of any node.
+// Each is a fact of its own that Kubernetes gives; no two of them make a state.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// The UID that the pod's cgroup bears: `metadata.uid`, or for a mirror of a static pod the

@@ -10,7 +10,7 @@ use crate::index::Object;
 #[derive(Clone, Debug)]
 pub struct Located {
     pub object: Object,
-    pub line: usize,
+    pub line: u32,
 }
 
 /// What is read of a document before its kind is known.
@@ -49,7 +49,7 @@ pub fn decode(text: &str) -> Result<Vec<Located>, SourceError> {
 
 /// Splits at document markers. Each document keeps its place in the file by empty lines in front,
 /// so that the parser's own line numbers are right.
-fn documents(text: &str) -> Vec<(usize, String)> {
+fn documents(text: &str) -> Vec<(u32, String)> {
     let mut documents = Vec::new();
     let mut current = String::new();
     let mut begin = 1;
@@ -72,14 +72,20 @@ fn documents(text: &str) -> Vec<(usize, String)> {
             .lines()
             .any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
     });
-    for (begin, document) in &mut documents {
+    let mut placed = Vec::with_capacity(documents.len());
+    for (begin, document) in documents {
         let blank = |l: &&str| l.trim().is_empty() || l.trim_start().starts_with('#');
-        *begin = (*begin).max(document.lines().take_while(blank).count() + 1);
+        let line = begin.max(document.lines().take_while(blank).count() + 1);
+        placed.push((number(line), document));
     }
-    documents
+    placed
 }
 
-fn one(text: &str, line: usize, objects: &mut Vec<Located>) -> Result<(), SourceError> {
+fn number(line: usize) -> u32 {
+    u32::try_from(line).unwrap_or(u32::MAX)
+}
+
+fn one(text: &str, line: u32, objects: &mut Vec<Located>) -> Result<(), SourceError> {
     let head: Option<Head> =
         serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
             .map_err(|failure| explain(&failure, line, ""))?;
@@ -103,7 +109,7 @@ fn one(text: &str, line: usize, objects: &mut Vec<Located>) -> Result<(), Source
 fn typed(
     head: &Head,
     document: Document<'_>,
-    line: usize,
+    line: u32,
     at: &str,
 ) -> Result<Located, SourceError> {
     let error = |field: &str, reason: String| SourceError {
@@ -151,30 +157,24 @@ fn typed(
 }
 
 /// Serde's error with its place, which serde writes into the text, in fields of its own.
-fn explain(failure: &Failure, line: usize, at: &str) -> SourceError {
+fn explain(failure: &Failure, line: u32, at: &str) -> SourceError {
     let inner = failure.inner();
     let location = inner.location();
-    let mut reason = inner.to_string();
-    if let Some(place) = &location {
-        let suffix = format!(" at line {} column {}", place.line(), place.column());
-        if let Some(rest) = reason.strip_suffix(&suffix) {
-            reason = rest.to_owned();
-        }
-    }
     let path = match failure.path().to_string() {
         path if path == "." => String::new(),
         path => path,
     };
-    if let Some(rest) = reason.strip_prefix(&format!("{path}: ")) {
-        reason = rest.to_owned();
+    let text = inner.to_string();
+    let mut reason = text.as_str();
+    if let Some(place) = &location {
+        let suffix = format!(" at line {} column {}", place.line(), place.column());
+        reason = reason.strip_suffix(suffix.as_str()).unwrap_or(reason);
     }
+    reason = reason.strip_prefix(path.as_str()).unwrap_or(reason).trim_start_matches(": ");
+    let reason = reason.to_owned();
     SourceError {
-        line: Some(
-            location
-                .as_ref()
-                .map_or(line, serde_yaml_ng::Location::line),
-        ),
-        column: location.as_ref().map(serde_yaml_ng::Location::column),
+        line: Some(location.as_ref().map_or(line, |at| number(at.line()))),
+        column: location.as_ref().map(|at| number(at.column())),
         field: join(at, &path),
         reason,
         ..SourceError::default()

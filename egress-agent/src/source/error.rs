@@ -9,9 +9,9 @@ pub struct SourceError {
     /// Empty for text that is not from a file.
     pub file: PathBuf,
     /// From 1; none where it is about the whole file.
-    pub line: Option<usize>,
+    pub line: Option<u32>,
     /// From 1.
-    pub column: Option<usize>,
+    pub column: Option<u32>,
     /// `Kind/namespace/name` as far as known, else empty.
     pub object: String,
     /// Path of the field, such as `spec.allow.cidrs[0].cidr`; empty where it is about no field.

@@ -23,7 +23,7 @@ pub type Reading = Result<String, String>;
 /// Files by path.
 #[derive(Debug, Default)]
 pub struct Files {
-    files: BTreeMap<PathBuf, File>,
+    by_path: BTreeMap<PathBuf, File>,
     /// Why the directory itself can't be read.
     unreadable: Option<SourceError>,
     /// Which file each object was last taken from: it keeps the object when another claims it.
@@ -40,11 +40,11 @@ struct File {
 impl Files {
     /// Takes what the directory holds now. Whether anything is different.
     pub fn update(&mut self, readings: BTreeMap<PathBuf, Reading>) -> bool {
-        let before = self.files.len();
-        self.files.retain(|path, _| readings.contains_key(path));
-        let mut changed = self.files.len() < before || self.unreadable.take().is_some();
+        let before = self.by_path.len();
+        self.by_path.retain(|path, _| readings.contains_key(path));
+        let mut changed = self.by_path.len() < before || self.unreadable.take().is_some();
         for (path, reading) in readings {
-            match self.files.get_mut(&path) {
+            match self.by_path.get_mut(&path) {
                 Some(file) if file.reading == reading => {}
                 Some(file) => {
                     changed = true;
@@ -58,7 +58,7 @@ impl Files {
                         error: None,
                     };
                     file.take(&path, reading);
-                    self.files.insert(path, file);
+                    self.by_path.insert(path, file);
                 }
             }
         }
@@ -82,7 +82,7 @@ impl Files {
     pub fn snapshot(&mut self) -> Snapshot {
         let mut claims: BTreeMap<ObjectId, Vec<(&Path, &Located)>> = BTreeMap::new();
         let mut problems: BTreeSet<SourceError> = self.unreadable.iter().cloned().collect();
-        for (path, file) in &self.files {
+        for (path, file) in &self.by_path {
             problems.extend(file.error.clone());
             for located in &file.good {
                 claims
@@ -146,7 +146,7 @@ impl File {
                 self.error = Some(SourceError {
                     file: path.to_owned(),
                     ..error
-                })
+                });
             }
         }
         self.reading = reading;
@@ -154,7 +154,7 @@ impl File {
 }
 
 fn unique(objects: Vec<Located>) -> Result<Vec<Located>, SourceError> {
-    let mut lines: BTreeMap<ObjectId, usize> = BTreeMap::new();
+    let mut lines: BTreeMap<ObjectId, u32> = BTreeMap::new();
     for located in &objects {
         let id = located.object.id();
         if let Some(first) = lines.get(&id) {

@@ -10,3 +10,6 @@ pub use decode::{Located, decode};
 pub use error::SourceError;
 pub use files::{Files, Snapshot};
 pub use yaml_dir::YamlDir;
+
+#[cfg(test)]
+mod tests;
