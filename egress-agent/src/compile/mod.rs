@@ -180,3 +180,6 @@ fn overflow(overflow: &Overflow) -> Problem {
     );
     Finding::ignored(format!("spec.{}", overflow.owner.field), reason).of(&object)
 }
+
+#[cfg(test)]
+mod tests;
