@@ -9,10 +9,7 @@ const fn v4(octets: [u8; 4], len: u8) -> IpNet {
 }
 
 const fn v6(segments: [u16; 8], len: u8) -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::from_segments(segments),
-        len,
-    ))
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_segments(segments), len))
 }
 
 /// The ranges, each with what it is.

@@ -337,6 +337,12 @@ async fn a_directory_is_followed() {
     std::fs::remove_file(path("b.yml")).expect("removed");
     until(&mut receiver, "removed", |s| names(s) == ["d"]).await;
 
+    std::fs::write(path("bytes.yaml"), [0xff, 0xfe]).expect("written");
+    until(&mut receiver, "not text", |s| {
+        s.problems.len() == 1 && names(s) == ["d"]
+    })
+    .await;
+
     drop(receiver);
     let ended = tokio::time::timeout(Duration::from_secs(5), task).await;
     assert!(ended.is_ok(), "the source ends with its last receiver");
@@ -344,9 +350,7 @@ async fn a_directory_is_followed() {
 
 #[test]
 fn a_directory_that_is_not_there_is_an_error() {
-    let error = YamlDir::open(Path::new("/nonexistent/objects"))
-        .err()
-        .expect("an error");
+    let error = YamlDir::open(Path::new("/nonexistent/objects")).expect_err("an error");
     assert!(
         error
             .to_string()

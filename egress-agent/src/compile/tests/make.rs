@@ -151,7 +151,7 @@ pub fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 
-/// Compiles for node `n1` with the pod CIDRs 10.244.0.0/16 and fd00:244::/64.
+/// Compiles for node `n1` with the pod CIDRs 10.244.0.0/16 and `fd00:244::/64`.
 pub fn compiled(index: &Index) -> Compiled {
     let settings = Settings {
         node_name: "n1".into(),

@@ -31,6 +31,14 @@ pub struct Rights<'a> {
 }
 
 impl Rights<'_> {
+    fn by_address(&self, to: IpAddr, proto: u8, port: u16) -> bool {
+        let named = to == ip("192.168.0.1") || to == ip("192.168.0.2");
+        let pods = net("10.244.0.0/16").contains(&to) || net("fd00:244::/64").contains(&to);
+        (self.part("Nodes") && named && !(proto == UDP && OVERLAYS.contains(&port)))
+            || (self.part("Pods") && pods && !node(to))
+            || self.lockdowns.iter().any(|l| l.cidrs(to, proto, port))
+    }
+
     fn part(&self, part: &str) -> bool {
         self.lockdowns.iter().any(|l| l.cluster.contains(&part))
     }
@@ -40,24 +48,31 @@ fn special(to: IpAddr) -> bool {
     SPECIAL.iter().any(|s| net(s).contains(&to))
 }
 
-impl Scenario {
-    fn selected_by(&self, pod: &Pod, gateway: &Gateway) -> bool {
-        let namespace = NAMESPACES[gateway.namespace.unwrap_or(0)];
-        !pod.finished
-            && !gateway.foreign
-            && gateway.app == Some(pod.app)
-            && namespace == NAMESPACES[pod.namespace]
-    }
+fn selected_by(pod: &Pod, gateway: &Gateway) -> bool {
+    let namespace = NAMESPACES[gateway.namespace.unwrap_or(0)];
+    !pod.finished
+        && !gateway.foreign
+        && gateway.app == Some(pod.app)
+        && namespace == NAMESPACES[pod.namespace]
+}
 
+/// The address of a node.
+fn node(to: IpAddr) -> bool {
+    ["10.244.0.1", "10.244.1.1", "192.168.0.1", "192.168.0.2"]
+        .iter()
+        .any(|a| ip(a) == to)
+}
+
+impl Scenario {
     pub fn is_gateway(&self, pod: &Pod) -> bool {
-        pod.ready && !pod.terminating && self.gateways.iter().any(|g| self.selected_by(pod, g))
+        pod.ready && !pod.terminating && self.gateways.iter().any(|g| selected_by(pod, g))
     }
 
     /// Gateways and pods that may become one: nothing but listeners is open there.
     pub fn guarded_pod(&self, to: IpAddr) -> Option<&Pod> {
         self.pods.iter().find(|pod| {
             pod.ips().iter().any(|own| ip(own) == to)
-                && self.gateways.iter().any(|g| self.selected_by(pod, g))
+                && self.gateways.iter().any(|g| selected_by(pod, g))
         })
     }
 
@@ -103,7 +118,7 @@ impl Scenario {
                 && self
                     .gateways
                     .iter()
-                    .filter(|g| self.selected_by(pod, g))
+                    .filter(|g| selected_by(pod, g))
                     .any(listens)
         })
     }
@@ -121,7 +136,7 @@ impl Scenario {
                 && self
                     .pods
                     .iter()
-                    .any(|p| self.is_gateway(p) && self.selected_by(p, g))
+                    .any(|p| self.is_gateway(p) && selected_by(p, g))
         }) && (0..self.services.len()).any(|s| {
             let service = &self.services[s];
             let leads = |p: &Port| {
@@ -153,13 +168,6 @@ impl Scenario {
         })
     }
 
-    /// The address of a node.
-    fn node(&self, to: IpAddr) -> bool {
-        ["10.244.0.1", "10.244.1.1", "192.168.0.1", "192.168.0.2"]
-            .iter()
-            .any(|a| ip(a) == to)
-    }
-
     /// The endpoint is a pod: one that is known, or one that is said to be one in the pods' range.
     fn is_pod(&self, to: IpAddr, endpoint: &Target) -> bool {
         let known = self
@@ -168,7 +176,7 @@ impl Scenario {
             .any(|p| !p.finished && !p.host_network && p.ips().iter().any(|own| ip(own) == to));
         let said = matches!(endpoint, Target::Pod(..) | Target::Address(_, true));
         let range = net("10.244.0.0/16").contains(&to) || net("fd00:244::/64").contains(&to);
-        known || (said && range && !self.node(to))
+        known || (said && range && !node(to))
     }
 
     fn api(&self, to: IpAddr, port: u16) -> bool {
@@ -210,7 +218,7 @@ impl Scenario {
                     true
                 } else if self.guarded_pod(to).is_some() || self.guarded_service(to) {
                     tcp && gateways && self.listener(to, target)
-                } else if self.node(to) {
+                } else if node(to) {
                     nodes && !(udp && OVERLAYS.contains(&target))
                 } else {
                     self.is_pod(to, endpoint)
@@ -231,7 +239,7 @@ impl Scenario {
             let at_ip = external || self.cluster_ips(s).iter().any(|own| ip(own) == to);
             service.ports.iter().any(|p| {
                 let at_port =
-                    (at_ip && p.port == port) || (p.node_port && port == 30080 && self.node(to));
+                    (at_ip && p.port == port) || (p.node_port && port == 30080 && node(to));
                 at_port
                     && PROTOCOLS[p.protocol].0 == proto
                     && self.served(s, p)
@@ -249,7 +257,7 @@ impl Scenario {
         let enforced = |l: &&Lockdown| {
             l.mode == "Enforce" || l.until.is_some_and(|until| until < "2026-01-01")
         };
-        let hold = if lockdowns.iter().any(|l| enforced(&l)) {
+        let hold = if lockdowns.iter().any(enforced) {
             Hold::Enforce
         } else if lockdowns.is_empty() {
             Hold::Off
@@ -274,13 +282,13 @@ impl Scenario {
             || self.dns(rights, to, proto, port)
             || self.api_server(rights, to, proto, port)
             || (rights.part("Services") && self.service(rights, to, proto, port))
-            || (!self.guarded(to) && self.by_address(rights, to, proto, port))
+            || (!self.guarded(to) && rights.by_address(to, proto, port))
     }
 
     fn dns(&self, rights: &Rights<'_>, to: IpAddr, proto: u8, port: u16) -> bool {
         let question = port == 53 && (proto == UDP || proto == TCP);
         let resolver = |l: &&Lockdown| l.resolver.is_some_and(|r| ip(ADDRESSES[r]) == to);
-        if question && !self.guarded(to) && rights.lockdowns.iter().any(|l| resolver(&l)) {
+        if question && !self.guarded(to) && rights.lockdowns.iter().any(resolver) {
             return true;
         }
         if !rights.lockdowns.iter().any(|l| l.dns) {
@@ -338,14 +346,6 @@ impl Scenario {
                         && self.safe(s, p, nodes, rights.gateways)
                 })
         })
-    }
-
-    fn by_address(&self, rights: &Rights<'_>, to: IpAddr, proto: u8, port: u16) -> bool {
-        let node = to == ip("192.168.0.1") || to == ip("192.168.0.2");
-        let pods = net("10.244.0.0/16").contains(&to) || net("fd00:244::/64").contains(&to);
-        (rights.part("Nodes") && node && !(proto == UDP && OVERLAYS.contains(&port)))
-            || (rights.part("Pods") && pods && !self.node(to))
-            || rights.lockdowns.iter().any(|l| l.cidrs(to, proto, port))
     }
 }
 

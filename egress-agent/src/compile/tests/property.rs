@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::make::{at, index, ip, look_up, net};
 use super::model::Rights;
-use super::scenario::{ADDRESSES, APPS, NAMESPACES, PROTOCOLS, Probe, Scenario, scenario};
+use super::random::scenario;
+use super::scenario::{ADDRESSES, APPS, NAMESPACES, PROTOCOLS, Probe, Scenario};
 use crate::api::lockdown::OnDeny;
 use crate::compile::{Compiled, Hold, Settings, compile_with};
 use crate::index::{Effect, Index, Key, Object};
