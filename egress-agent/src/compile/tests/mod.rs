@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod clients;
+mod exceptions;
 mod gateways;
 mod kept;
 mod lockdowns;

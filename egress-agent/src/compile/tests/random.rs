@@ -9,14 +9,23 @@ use super::scenario::{
     Target,
 };
 
+/// Places in `ADDRESSES`: of nodes, and where most is going on (pods, Services, nodes).
+const NODES: [usize; 3] = [0, 10, 11];
+const BUSY: [usize; 9] = [1, 2, 3, 4, 7, 8, 9, 10, 11];
+
 fn seldom() -> impl Strategy<Value = bool> {
     prop::bool::weighted(0.15)
 }
 
+/// Mostly the first: the gateway's namespace, and its label.
+fn home() -> impl Strategy<Value = usize> {
+    prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(2)]
+}
+
 fn pod() -> impl Strategy<Value = Pod> {
     (
-        0..3_usize,
-        0..3_usize,
+        home(),
+        home(),
         2..6_u8,
         any::<bool>(),
         seldom(),
@@ -41,16 +50,18 @@ fn pod() -> impl Strategy<Value = Pod> {
 fn target(pods: usize) -> impl Strategy<Value = Target> {
     prop_oneof![
         6 => (0..pods, seldom()).prop_map(|(pod, stale)| Target::Pod(pod, !stale)),
-        3 => (0..ADDRESSES.len(), any::<bool>()).prop_map(|(a, pod)| Target::Address(a, pod)),
+        2 => (0..ADDRESSES.len(), any::<bool>()).prop_map(|(a, pod)| Target::Address(a, pod)),
+        2 => (select(NODES.to_vec()), any::<bool>()).prop_map(|(a, pod)| Target::Address(a, pod)),
         1 => Just(Target::Name),
     ]
 }
 
 fn port() -> impl Strategy<Value = Port> {
-    let target = prop::option::weighted(0.9, select(PORTS.to_vec()));
+    let target = prop_oneof![3 => select(PORTS.to_vec()), 1 => Just(4789), 1 => Just(8443)];
+    let target = prop::option::weighted(0.9, target);
     (
         select(vec![53, 80, 443, 8080]),
-        prop_oneof![4 => Just(0), 1 => 1..3_usize],
+        prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2)],
         seldom(),
         target,
     )
@@ -66,8 +77,8 @@ fn service(pods: usize) -> impl Strategy<Value = Service> {
     let endpoints = prop::collection::vec((target(pods), prop::bool::weighted(0.8)), 0..4);
     (
         any::<bool>(),
-        0..3_usize,
-        prop::option::weighted(0.8, 0..3_usize),
+        home(),
+        prop::option::weighted(0.8, home()),
         any::<bool>(),
         prop::option::weighted(0.2, 0..ADDRESSES.len()),
         prop::collection::vec(port(), 1..3),
@@ -165,18 +176,16 @@ fn gateway() -> impl Strategy<Value = Gateway> {
 
 pub fn scenario() -> impl Strategy<Value = (Scenario, Vec<Probe>)> {
     (2..6_usize).prop_flat_map(|pods| {
-        let probe = (
-            0..pods,
-            0..ADDRESSES.len(),
-            select(PORTS.to_vec()),
-            0..4_usize,
-        )
-            .prop_map(|(pod, address, port, protocol)| Probe {
+        let address = prop_oneof![0..ADDRESSES.len(), select(BUSY.to_vec())];
+        let protocol = prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2), 1 => Just(3)];
+        let probe = (0..pods, address, select(PORTS.to_vec()), protocol).prop_map(
+            |(pod, address, port, protocol)| Probe {
                 pod,
                 address,
                 port,
                 protocol,
-            });
+            },
+        );
         let scenario = (
             prop::collection::vec(pod(), pods),
             prop::collection::vec(service(pods), 0..4),
