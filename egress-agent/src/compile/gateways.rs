@@ -19,7 +19,9 @@ pub(super) struct Gateways {
     /// Addresses of which nothing but listeners is open. Those of pods that are not Ready (any
     /// more) are among them.
     pub guards: BTreeMap<IpAddr, Guard>,
-    /// Ports that listeners of gateways with pods are declared with.
+    /// Ports of the pods, Ready or not, by declared port of a listener.
+    pub ports: BTreeMap<Key, BTreeMap<u16, BTreeSet<u16>>>,
+    /// Ports that listeners of gateways with Ready pods are declared with.
     numbers: BTreeSet<u16>,
     pub problems: Vec<Problem>,
 }
@@ -59,11 +61,24 @@ impl Gateways {
                         };
                         gateways.guards.entry(*ip).or_insert(guard);
                     }
-                    if pod.ready && !pod.terminating {
+                    let ready = pod.ready && !pod.terminating;
+                    if ready {
                         gateways.pods.insert(key.clone());
-                        for (j, listener) in declared.spec.listeners.iter().enumerate() {
-                            let rule = format!("{rule} listeners[{j}]");
-                            gateways.listen(index, key, pod, listener.port.number, &rule);
+                    }
+                    for (j, listener) in declared.spec.listeners.iter().enumerate() {
+                        let number = listener.port.number;
+                        let targets = targets(index, key, pod, number);
+                        let ports = gateways.ports.entry(name.clone()).or_default();
+                        ports
+                            .entry(number)
+                            .or_default()
+                            .extend(targets.iter().map(|t| t.1));
+                        if ready {
+                            gateways.numbers.insert(number);
+                            for target in targets {
+                                let rule = || format!("{rule} listeners[{j}]");
+                                gateways.listeners.entry(target).or_insert_with(rule);
+                            }
                         }
                     }
                 }
@@ -83,42 +98,6 @@ impl Gateways {
         let reason = format!("`{cluster}` is another cluster: its pods are no gateways here");
         self.problems
             .push(Finding::ignored(field, reason).of(&object));
-    }
-
-    /// Opens one listener of one pod: where the Services that have this port send it, or the port
-    /// itself where none has.
-    fn listen(&mut self, index: &Index, key: &Key, pod: &Pod, port: u16, rule: &str) {
-        self.numbers.insert(port);
-        let mut ports = Vec::new();
-        let mut served = false;
-        for (service_key, service) in selecting(index, &key.namespace, &pod.labels) {
-            let tcp = service.ports.iter().filter(|p| p.protocol == Protocol::Tcp);
-            for service_port in tcp.filter(|p| p.port == port) {
-                served = true;
-                for slice in index.slices_of(service_key) {
-                    let targets = slice.ports.iter().filter(|p| {
-                        p.name == service_port.name && p.protocol == service_port.protocol
-                    });
-                    for target in targets.filter_map(|p| p.port) {
-                        let own = slice.endpoints.iter().filter(|e| is_endpoint_of(e, pod));
-                        let addresses = own.flat_map(|e| &e.addresses).flatten();
-                        ports.extend(addresses.map(|ip| (*ip, target)));
-                    }
-                }
-            }
-        }
-        if !served {
-            ports.extend(pod.ips.iter().map(|ip| (*ip, port)));
-        }
-        for (ip, port) in ports {
-            // An address counts only while no other pod claims it.
-            let owned = pod.host_network || index.pod_by_ip(ip).is_some_and(|(k, _)| k == key);
-            if owned && pod.ips.contains(&ip) {
-                self.listeners
-                    .entry((ip, port))
-                    .or_insert_with(|| rule.to_owned());
-            }
-        }
     }
 
     fn find_services(&mut self, index: &Index, cluster: &Cluster) {
@@ -212,6 +191,39 @@ impl Gateways {
         }
         found
     }
+}
+
+/// Where one listener of one pod is: where the Services that have this port send it, or at the
+/// port itself where none has.
+fn targets(index: &Index, key: &Key, pod: &Pod, port: u16) -> BTreeSet<(IpAddr, u16)> {
+    let mut targets = BTreeSet::new();
+    let mut served = false;
+    for (service_key, service) in selecting(index, &key.namespace, &pod.labels) {
+        let tcp = service.ports.iter().filter(|p| p.protocol == Protocol::Tcp);
+        for service_port in tcp.filter(|p| p.port == port) {
+            served = true;
+            for slice in index.slices_of(service_key) {
+                let ports = slice
+                    .ports
+                    .iter()
+                    .filter(|p| p.name == service_port.name && p.protocol == service_port.protocol);
+                for target in ports.filter_map(|p| p.port) {
+                    let own = slice.endpoints.iter().filter(|e| is_endpoint_of(e, pod));
+                    let addresses = own.flat_map(|e| &e.addresses).flatten();
+                    targets.extend(addresses.map(|ip| (*ip, target)));
+                }
+            }
+        }
+    }
+    if !served {
+        targets.extend(pod.ips.iter().map(|ip| (*ip, port)));
+    }
+    // An address counts only while no other pod claims it.
+    targets.retain(|(ip, _)| {
+        let owned = pod.host_network || index.pod_by_ip(*ip).is_some_and(|(k, _)| k == key);
+        owned && pod.ips.contains(ip)
+    });
+    targets
 }
 
 /// Pods of the namespace with these labels that are not finished.

@@ -12,7 +12,7 @@ mod services;
 mod special;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egress_common::limits::MAX_RANGES;
@@ -140,6 +140,15 @@ pub fn compile_with(
     compiled.problems.sort();
     compiled.problems.dedup();
     compiled
+}
+
+/// For each `VirtualGateway` with pods: from the port of a listener to the ports on which its pods
+/// listen for it, as the Services that select them have it.
+pub fn listener_ports(
+    index: &Index,
+    settings: &Settings,
+) -> BTreeMap<Key, BTreeMap<u16, BTreeSet<u16>>> {
+    Gateways::find(index, settings, &Cluster::find(index, settings)).ports
 }
 
 fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {

@@ -1,13 +1,15 @@
 //! Which pods are gateways, and which of their ports are open.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
 
 use super::make::{
     TCP, UDP, ask, compiled, index, mk_access, mk_account, mk_external, mk_gateway, mk_lockdown,
     mk_pod, mk_raw_slice, mk_service, mk_slice, pod, reason,
 };
-use crate::compile::{Compiled, Hold};
-use crate::index::Object;
+use crate::compile::{Compiled, Hold, Settings, listener_ports};
+use crate::index::{Key, Object};
 use egress_common::reason::Reason;
 
 const GW: &str = "10.244.0.9";
@@ -67,6 +69,22 @@ fn a_service_tells_where_the_listener_is() {
         reason(&compiled, "web", "10.96.0.10", TCP, 8443),
         Reason::GatewayPort
     );
+}
+
+#[test]
+fn the_ports_of_a_gateway_are_known_before_it_is_ready() {
+    let starting = json!({"status": {"conditions": []}});
+    let index = index([
+        gw(starting),
+        mk_gateway("vg", 443, json!({})),
+        mk_gateway("vg2", 80, json!({})),
+        mk_service("istio-egress", "gw", "10.96.0.10", 443, json!({})),
+        mk_slice("istio-egress", "gw", 8443, &[(GW, Some("gw"))]),
+    ]);
+    let ports = listener_ports(&index, &Settings::default());
+    let of = |name: &str| ports[&Key::new("istio-egress", name)].clone();
+    assert_eq!(of("vg"), BTreeMap::from([(443, BTreeSet::from([8443]))]));
+    assert_eq!(of("vg2"), BTreeMap::from([(80, BTreeSet::from([80]))]));
 }
 
 #[test]

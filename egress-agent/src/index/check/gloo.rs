@@ -153,8 +153,13 @@ pub(in crate::index) fn access_policy(spec: &AccessPolicySpec) -> Vec<Finding> {
         let at = format!("spec.applyToDestinations[{i}]");
         fields.refuse(&at, &destination.other);
         fields.selector(&format!("{at}.selector"), &destination.selector);
-        if destination.kind != "EXTERNAL_SERVICE" {
-            let kind = &destination.kind;
+        let kind = &destination.kind;
+        if matches!(kind.as_str(), "SERVICE" | "VIRTUAL_DESTINATION") {
+            let reason = "egress gateways know EXTERNAL_SERVICE only";
+            fields
+                .0
+                .push(Finding::ignored(format!("{at}.kind"), reason));
+        } else if kind != "EXTERNAL_SERVICE" {
             let reason = format!("`{kind}` is not supported; write EXTERNAL_SERVICE");
             fields.wrong(format!("{at}.kind"), reason);
         }
