@@ -6,6 +6,7 @@
 pub mod access_policy;
 pub mod external_service;
 pub mod lockdown;
+pub mod selector;
 pub mod virtual_gateway;
 
 pub use access_policy::{AccessPolicy, AccessPolicySpec};

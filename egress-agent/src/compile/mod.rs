@@ -1,5 +1,194 @@
 //! From the index to what the kernel should hold. Pure: no I/O, no clock, no lock.
 
+mod admission;
+mod cluster;
 pub mod desired;
+mod digest;
+mod gateways;
+mod lockdowns;
+mod policy;
+mod ports;
+mod services;
+mod special;
+mod tables;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egress_common::limits::MAX_RANGES;
+use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
+
+pub use admission::{ByClients, GatewayAdmission};
 pub use desired::{DesiredPod, DesiredState, Digest, Hold, Policy};
+pub use ports::PortSet;
+
+use cluster::Cluster;
+use gateways::Gateways;
+use policy::{Recipe, World};
+use tables::Overflow;
+
+use crate::index::{Finding, Index, Key, ObjectId, Pod, Problem};
+
+/// What compiling needs to know beside the objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Pods of this node are compiled; empty is every node.
+    pub node_name: String,
+    /// Ranges of pods beside those that Node objects name.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of this node's own devices, its bridges' included.
+    pub local_addresses: Vec<IpAddr>,
+    /// Name of this cluster in selectors that give one; without it every name is this cluster.
+    pub cluster_name: Option<String>,
+    /// The gateways let hosts through that no `ExternalService` names.
+    pub allow_any: bool,
+}
+
+/// What comes of compiling.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    pub desired: DesiredState,
+    /// What is wrong with objects, those problems included that the index knows; sorted.
+    pub problems: Vec<Problem>,
+    /// Compile again at this time even if nothing changes: a lockdown's audit ends.
+    pub next_change: Option<Timestamp>,
+}
+
+/// Compiles with [`ByClients`] to say who reaches the gateways under `gatewayAccess: Policy`.
+pub fn compile(index: &Index, settings: &Settings, now: Timestamp) -> Compiled {
+    let admission = ByClients {
+        index,
+        cluster: settings.cluster_name.as_deref(),
+        allow_any: settings.allow_any,
+    };
+    compile_with(index, settings, &admission, now)
+}
+
+/// Compiles; `admission` says who reaches the gateways under `gatewayAccess: Policy`.
+pub fn compile_with(
+    index: &Index,
+    settings: &Settings,
+    admission: &impl GatewayAdmission,
+    now: Timestamp,
+) -> Compiled {
+    let cluster = Cluster::find(index, settings);
+    let gateways = Gateways::find(index, settings, &cluster);
+    let here = |pod: &Pod| settings.node_name.is_empty() || pod.node == settings.node_name;
+    let routes: Vec<_> = index
+        .services()
+        .iter()
+        .map(|(key, s)| (key, s, services::routes(index, &cluster, &gateways, key, s)))
+        .collect();
+    let world = World {
+        index,
+        cluster: &cluster,
+        gateways: &gateways,
+        routes: &routes,
+        node_local_dns: index
+            .pods()
+            .iter()
+            .any(|(key, pod)| here(pod) && !pod.finished && is_node_local_dns(key, pod)),
+    };
+    let mut compiled = Compiled {
+        problems: index
+            .problems()
+            .cloned()
+            .chain(gateways.problems.iter().cloned())
+            .collect(),
+        next_change: lockdowns::next_change(index, now),
+        ..Compiled::default()
+    };
+    let mut digests: BTreeMap<Recipe<'_>, Digest> = BTreeMap::new();
+    for (key, pod) in index
+        .pods()
+        .iter()
+        .filter(|(_, pod)| here(pod) && !pod.finished)
+    {
+        let gateway = gateways.pods.contains(key);
+        let mut desired = desired_pod(key, pod, gateway);
+        if !gateway {
+            let holding = lockdowns::holding(index, &key.namespace, pod, now);
+            desired.hold = holding.hold;
+            desired.on_deny = holding.on_deny;
+            desired.lockdowns = holding
+                .lockdowns
+                .iter()
+                .map(|(n, _)| (*n).to_owned())
+                .collect();
+            if holding.hold != Hold::Off {
+                let account = Key::new(&key.namespace, &pod.service_account);
+                let recipe = Recipe {
+                    lockdowns: holding.lockdowns.iter().map(|(name, _)| *name).collect(),
+                    gateways: !holding.by_policy || admission.admits(&account),
+                };
+                let digest = *digests.entry(recipe).or_insert_with_key(|recipe| {
+                    let (policy, overflows) = world.policy(recipe);
+                    compiled.problems.extend(overflows.iter().map(overflow));
+                    let digest = digest::digest(&policy);
+                    compiled.desired.policies.insert(digest, policy);
+                    digest
+                });
+                desired.policy = Some(digest);
+            }
+        }
+        // A mirror of a static pod must not take the place of a pod whose UID it repeats.
+        if !pod.mirror || !compiled.desired.pods.contains_key(&pod.uid) {
+            compiled.desired.pods.insert(pod.uid.clone(), desired);
+        }
+    }
+    compiled.problems.sort();
+    compiled.problems.dedup();
+    compiled
+}
+
+/// For each `VirtualGateway` with pods: from the port of a listener to the ports on which its pods
+/// listen for it, as the Services that select them have it.
+pub fn listener_ports(
+    index: &Index,
+    settings: &Settings,
+) -> BTreeMap<Key, BTreeMap<u16, BTreeSet<u16>>> {
+    Gateways::find(index, settings, &Cluster::find(index, settings)).ports
+}
+
+fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {
+    DesiredPod {
+        uid: pod.uid.clone(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        service_account: pod.service_account.clone(),
+        v4: pod.v4(),
+        v6: pod.v6(),
+        host_network: pod.host_network,
+        gateway,
+        hold: Hold::Off,
+        on_deny: crate::api::lockdown::OnDeny::Drop,
+        policy: None,
+        lockdowns: Vec::new(),
+    }
+}
+
+fn is_node_local_dns(key: &Key, pod: &Pod) -> bool {
+    key.namespace == "kube-system"
+        && pod
+            .labels
+            .get("k8s-app")
+            .is_some_and(|app| app == "node-local-dns")
+}
+
+fn overflow(overflow: &Overflow) -> Problem {
+    let object = ObjectId {
+        kind: "EgressLockdown",
+        namespace: String::new(),
+        name: overflow.owner.lockdown.clone(),
+    };
+    let reason = format!(
+        "left out at {}: together with other lockdowns of the same pod it needs more than \
+         {MAX_RANGES} ranges of ports there; join ranges",
+        overflow.net
+    );
+    Finding::ignored(format!("spec.{}", overflow.owner.field), reason).of(&object)
+}
+
+#[cfg(test)]
+mod tests;
