@@ -8,6 +8,7 @@ pub mod access;
 pub mod compile;
 mod entries;
 pub mod envoy;
+pub mod from_index;
 pub mod host;
 pub mod identity;
 mod path;
