@@ -1,0 +1,196 @@
+//! The decision about one request.
+
+use std::net::IpAddr;
+
+use super::host::{HostPattern, split_authority};
+use super::identity::SpiffeId;
+use super::path::{TextPattern, is_refused, normalize};
+use super::policy::{Entry, GatewayPolicy, HeaderCondition, Listener, ObjectName, Route, Rules};
+
+/// A request as it reached a gateway.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub gateway: &'a ObjectName,
+    /// Port of the gateway's pod on which it arrived.
+    pub listener: u16,
+    /// Identity that the gateway verified.
+    pub client: &'a SpiffeId,
+    /// Address of the connection, not of a header.
+    pub client_ip: IpAddr,
+    /// `Host` or `:authority`: a host, maybe with the port that the client asked for.
+    pub authority: &'a str,
+    pub method: &'a str,
+    /// Path and query as the client sent them.
+    pub path: &'a str,
+    /// Names in lower case. A name that comes more than once has several values, each for itself;
+    /// a comma inside a value separates nothing.
+    pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub allowed: bool,
+    /// The `ExternalService` that names the host.
+    pub service: Option<ObjectName>,
+    /// Policy of the entry that admits it.
+    pub object: Option<ObjectName>,
+    /// Position of that entry in its policy.
+    pub entry: Option<usize>,
+    /// What it would be if the dry-run entries were enforced; none if there are none.
+    pub dry_run: Option<bool>,
+    pub reason: AccessReason,
+}
+
+/// Why a request is allowed or refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AccessReason {
+    /// An entry admits it.
+    Admitted,
+    /// No access policy names the host.
+    NoPolicy,
+    /// No external service names the host, and the setting is `ALLOW_ANY`.
+    AnyHost,
+    /// The client's trust domain is another one.
+    TrustDomain,
+    /// No such gateway, or it does not listen there.
+    NoListener,
+    /// The host is not a host name, or its port not a port.
+    BadHost,
+    /// The path can't be read in one way only.
+    BadPath,
+    /// The gateway does not serve the host.
+    UnknownHost,
+    /// It serves the host, but not for the port that the client asked for.
+    UnknownPort,
+    /// Access policies name the host and no entry admits the request.
+    NotAdmitted,
+}
+
+impl AccessReason {
+    /// The stable name in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::NoPolicy => "no-policy",
+            Self::AnyHost => "any-host",
+            Self::TrustDomain => "trust-domain",
+            Self::NoListener => "no-listener",
+            Self::BadHost => "bad-host",
+            Self::BadPath => "bad-path",
+            Self::UnknownHost => "unknown-host",
+            Self::UnknownPort => "unknown-port",
+            Self::NotAdmitted => "not-admitted",
+        }
+    }
+}
+
+/// Decides as the rendered Envoy does.
+pub fn decide_access(policy: &GatewayPolicy, request: &Request<'_>) -> Decision {
+    match find_route(policy, request) {
+        Ok(route) => decide_route(route, request),
+        Err(reason) => Decision {
+            allowed: false,
+            service: None,
+            object: None,
+            entry: None,
+            dry_run: None,
+            reason,
+        },
+    }
+}
+
+fn find_route<'a>(
+    policy: &'a GatewayPolicy,
+    request: &Request<'_>,
+) -> Result<&'a Route, AccessReason> {
+    if request.client.trust_domain() != policy.trust_domain {
+        return Err(AccessReason::TrustDomain);
+    }
+    let listener = policy
+        .gateways
+        .get(request.gateway)
+        .and_then(|gateway| gateway.listeners.get(&request.listener))
+        .ok_or(AccessReason::NoListener)?;
+    let (host, port) = split_authority(request.authority).map_err(|_| AccessReason::BadHost)?;
+    if is_refused(request.path) {
+        return Err(AccessReason::BadPath);
+    }
+    let routes = listener.lookup(&host).ok_or(AccessReason::UnknownHost)?;
+    if routes.is_empty() {
+        return Err(AccessReason::UnknownHost);
+    }
+    routes.get(&port).ok_or(AccessReason::UnknownPort)
+}
+
+impl Listener {
+    /// The most specific pattern that matches.
+    fn lookup(&self, host: &super::host::HostName) -> Option<&super::policy::HostRoutes> {
+        let exact = self.hosts.get(&HostPattern::Exact(host.clone()));
+        // Ordered most specific first.
+        exact.or_else(|| {
+            self.hosts
+                .iter()
+                .find(|(pattern, _)| pattern.matches(host))
+                .map(|(_, routes)| routes)
+        })
+    }
+}
+
+fn decide_route(route: &Route, request: &Request<'_>) -> Decision {
+    let Rules { closed, entries } = &route.rules;
+    let path = normalize(request.path);
+    let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref());
+    let winner = route.rules.enforced().find(admits);
+    let reason = match (winner, closed, &route.service) {
+        (Some(_), ..) => AccessReason::Admitted,
+        (None, true, _) => AccessReason::NotAdmitted,
+        (None, false, Some(_)) => AccessReason::NoPolicy,
+        (None, false, None) => AccessReason::AnyHost,
+    };
+    Decision {
+        allowed: winner.is_some() || !closed,
+        service: route.service.clone(),
+        object: winner.map(|entry| entry.policy.clone()),
+        entry: winner.map(|entry| entry.index),
+        dry_run: route
+            .rules
+            .has_dry_run()
+            .then(|| entries.iter().any(|entry| admits(&entry))),
+        reason,
+    }
+}
+
+fn entry_admits(entry: &Entry, request: &Request<'_>, path: Option<&str>) -> bool {
+    let paths = || path.is_some_and(|path| entry.paths.iter().any(|pattern| pattern.matches(path)));
+    entry.clients.admits(request.client)
+        && (entry.methods.is_empty() || entry.methods.contains(request.method))
+        && (entry.paths.is_empty() || paths())
+        && (entry.ip_blocks.is_empty()
+            || entry
+                .ip_blocks
+                .iter()
+                .any(|block| block.contains(&unmapped(request.client_ip))))
+        && entry
+            .headers
+            .iter()
+            .all(|condition| header_holds(condition, request.headers))
+}
+
+/// `::ffff:10.0.0.1` is 10.0.0.1.
+fn unmapped(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
+
+fn header_holds(condition: &HeaderCondition, headers: &[(&str, &str)]) -> bool {
+    let any = |patterns: &[TextPattern]| {
+        headers
+            .iter()
+            .filter(|(name, _)| *name == condition.name)
+            .any(|(_, value)| patterns.iter().any(|pattern| pattern.matches(value)))
+    };
+    (condition.values.is_empty() || any(&condition.values)) && !any(&condition.not_values)
+}

@@ -1,0 +1,87 @@
+//! What changes while Envoy runs.
+
+use std::fs;
+use std::net::TcpStream;
+
+use crate::gateway::Objects;
+use crate::world::start;
+
+#[test]
+fn a_new_policy_holds_for_the_next_request_of_a_standing_connection() {
+    let (mut gateway, mut objects, _) = start();
+    let leaf = gateway.identity("reviews");
+    let mut standing = gateway.connect(Some(&leaf));
+    assert!(
+        standing
+            .ask("GET", "api.localhost", "/", "")
+            .expect("an answer")
+            .is_denied()
+    );
+    let closed = objects.clone();
+    let entry = objects.policies[0]
+        .spec
+        .config
+        .authz
+        .as_mut()
+        .expect("it has one");
+    entry.allowed_clients[0]
+        .service_account_selector
+        .labels
+        .clear();
+    gateway.apply(&objects);
+    gateway.until("reviews gets through", || {
+        gateway.get("reviews", "api.localhost", "/").status == 200
+    });
+    assert_eq!(
+        standing
+            .ask("GET", "api.localhost", "/", "")
+            .expect("an answer")
+            .status,
+        200
+    );
+    gateway.apply(&closed);
+    gateway.until("reviews is cut", || {
+        gateway.get("reviews", "api.localhost", "/").is_denied()
+    });
+    assert!(
+        standing
+            .ask("GET", "api.localhost", "/", "")
+            .expect("an answer")
+            .is_denied()
+    );
+}
+
+#[test]
+fn a_gateway_that_is_gone_listens_no_more() {
+    let (mut gateway, _, _) = start();
+    assert_eq!(
+        gateway.get("ratings", "open.localhost:8080", "/").status,
+        200
+    );
+    gateway.apply(&Objects::default());
+    gateway.until("the port is closed", || {
+        TcpStream::connect(("127.0.0.1", gateway.port)).is_err()
+    });
+}
+
+#[test]
+fn a_rotated_certificate_is_taken() {
+    let (gateway, _, _) = start();
+    let leaf = gateway.identity("ratings");
+    let serial = || gateway.connect(Some(&leaf)).server_certificate();
+    let before = serial();
+    assert_eq!(before, serial());
+    let renewed = gateway
+        .mesh
+        .sign(&["gateway.test"], &["spiffe://cluster.local/ns/x/sa/y"]);
+    for (name, content) in [("tls.crt", &renewed.pem), ("tls.key", &renewed.key_pem)] {
+        let draft = gateway.certs().join("draft");
+        fs::write(&draft, content).expect("a file");
+        fs::rename(&draft, gateway.certs().join(name)).expect("a file in place");
+    }
+    gateway.until("the new certificate", || serial() != before);
+    assert_eq!(
+        gateway.get("ratings", "open.localhost:8080", "/").status,
+        200
+    );
+}

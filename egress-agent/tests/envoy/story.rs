@@ -1,0 +1,164 @@
+//! Who gets where.
+
+use crate::client::Answer;
+use crate::mesh::Authority;
+use crate::world::start;
+
+#[test]
+fn the_guide() {
+    let (gateway, _, outside) = start();
+    let answer = gateway.get("productpage", "api.localhost", "/get?x=1");
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", gateway.log());
+    assert!(answer.head.contains("server: envoy"), "{answer:?}");
+    assert!(
+        answer.body.starts_with("GET /get?x=1 HTTP/1.1\r\n"),
+        "{answer:?}"
+    );
+    assert!(
+        answer
+            .body
+            .contains(&format!("host: api.localhost:{}\r\n", outside.secure))
+    );
+    for leak in [
+        "x-forwarded-for",
+        "x-forwarded-client-cert",
+        "spiffe:",
+        "x-envoy-",
+    ] {
+        assert!(
+            !answer.body.contains(leak),
+            "{leak} leaves the mesh: {answer:?}"
+        );
+    }
+    let answer = gateway.get("reviews", "api.localhost", "/get");
+    assert!(answer.is_denied(), "{answer:?}");
+    gateway.until("the access log has both", || {
+        gateway.access_log().len() >= 2
+    });
+    let log = gateway.access_log();
+    assert_eq!(
+        log[0]["client"],
+        "spiffe://cluster.local/ns/bookinfo/sa/productpage"
+    );
+    assert_eq!(log[0]["authority"], "api.localhost");
+    assert_eq!(
+        log[0]["route_name"],
+        format!("ExternalService/global/api:{}", outside.secure)
+    );
+    assert_eq!(
+        log[1]["client"],
+        "spiffe://cluster.local/ns/bookinfo/sa/reviews"
+    );
+    assert_eq!(log[1]["response_code"], 403);
+    assert_eq!(
+        log[1]["response_code_details"],
+        "rbac_access_denied_matched_policy[none]"
+    );
+}
+
+#[test]
+fn hosts() {
+    let (gateway, _, outside) = start();
+    // (authority, 200, 403, or 503 from a server that can't prove itself)
+    let rows = [
+        ("api.localhost".to_owned(), 200),
+        ("API.localhost:80".to_owned(), 200),
+        ("api.localhost.".to_owned(), 200),
+        ("api.localhost:443".to_owned(), 403),
+        (format!("api.localhost:{}", outside.secure), 403),
+        ("unknown.localhost".to_owned(), 403),
+        ("localhost".to_owned(), 403),
+        ("127.0.0.1".to_owned(), 403),
+        ("[::1]".to_owned(), 403),
+        ("example.com".to_owned(), 403),
+        ("open.localhost".to_owned(), 403),
+        ("open.localhost:8080".to_owned(), 200),
+        ("wrong.localhost".to_owned(), 503),
+        ("a.wild.localhost".to_owned(), 200),
+        ("a.wild.localhost:80".to_owned(), 200),
+        (format!("a.wild.localhost:{}", outside.plain), 403),
+        ("elsewhere.wild.localhost".to_owned(), 403),
+        ("wild.localhost".to_owned(), 403),
+        // The certificate is for one label below only.
+        ("a.b.wild.localhost".to_owned(), 503),
+    ];
+    for (authority, expected) in rows {
+        let answer = gateway.get("productpage", &authority, "/");
+        assert_eq!(
+            answer.status,
+            expected,
+            "{authority}: {answer:?}\n{}",
+            gateway.log()
+        );
+        assert_eq!(
+            answer.status == 403,
+            answer.is_denied(),
+            "{authority}: {answer:?}"
+        );
+        let decision = gateway.decide("productpage", "GET", &authority, "/", &[]);
+        assert_eq!(
+            decision.allowed,
+            expected != 403,
+            "{authority}: {decision:?}"
+        );
+    }
+}
+
+#[test]
+fn clients_without_an_identity_of_the_mesh_get_no_session() {
+    let (gateway, _, outside) = start();
+    let stranger = Authority::new("stranger");
+    let uri = "spiffe://cluster.local/ns/bookinfo/sa/productpage";
+    let refused = [
+        ("no certificate", None),
+        ("another authority", Some(stranger.sign(&[], &[uri]))),
+        (
+            "the outside's authority",
+            Some(outside.authority.sign(&[], &[uri])),
+        ),
+        (
+            "no URI",
+            Some(gateway.mesh.sign(&["productpage.bookinfo"], &[])),
+        ),
+        (
+            "another trust domain",
+            Some(
+                gateway
+                    .mesh
+                    .sign(&[], &["spiffe://cluster.locals/ns/bookinfo/sa/productpage"]),
+            ),
+        ),
+        (
+            "another prefix",
+            Some(gateway.mesh.sign(
+                &[],
+                &["x-spiffe://cluster.local/ns/bookinfo/sa/productpage"],
+            )),
+        ),
+    ];
+    for (what, leaf) in refused {
+        let answer = gateway
+            .connect(leaf.as_ref())
+            .ask("GET", "open.localhost:8080", "/", "");
+        assert!(answer.is_err(), "{what}: {answer:?}");
+    }
+    // Of the trust domain, but no service account: a session, and no admission.
+    for uri in [
+        "spiffe://cluster.local/ns/bookinfo/sa/productpage/x",
+        "spiffe://cluster.local/x",
+    ] {
+        let leaf = gateway.mesh.sign(&[], &[uri]);
+        for authority in ["open.localhost:8080", "api.localhost"] {
+            let answer = gateway.connect(Some(&leaf)).ask("GET", authority, "/", "");
+            assert!(
+                answer.as_ref().is_ok_and(Answer::is_denied),
+                "{uri}: {answer:?}"
+            );
+        }
+    }
+    // The same way in, with an identity.
+    assert_eq!(
+        gateway.get("ratings", "open.localhost:8080", "/").status,
+        200
+    );
+}

@@ -1,0 +1,69 @@
+//! An outside server: HTTPS on loopback that answers with what it was asked.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+use crate::mesh::{Leaf, provider};
+
+/// Serves until the test ends; returns its port.
+pub fn serve_tls(leaf: &Leaf) -> u16 {
+    let config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring has them")
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain(), leaf.key())
+        .expect("a pair");
+    let config = Arc::new(config);
+    serve(move |stream| {
+        let Ok(session) = rustls::ServerConnection::new(config.clone()) else {
+            return;
+        };
+        answer(rustls::StreamOwned::new(session, stream));
+    })
+}
+
+/// The same without TLS.
+pub fn serve_plain() -> u16 {
+    serve(answer)
+}
+
+fn serve(handle: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port of loopback");
+    let port = listener.local_addr().expect("an address").port();
+    let handle = Arc::new(handle);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let handle = handle.clone();
+            thread::spawn(move || handle(stream));
+        }
+    });
+    port
+}
+
+/// Echoes the head of each request as the body of the answer.
+fn answer(stream: impl Read + Write) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut head = String::new();
+        loop {
+            let mut line = String::new();
+            match stream.read_line(&mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) if line == "\r\n" => break,
+                Ok(_) => head.push_str(&line),
+            }
+        }
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/x-echo\r\ncontent-length: {}\r\n\r\n{head}",
+            head.len()
+        );
+        if stream.get_mut().write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+        if stream.get_mut().flush().is_err() {
+            return;
+        }
+    }
+}
