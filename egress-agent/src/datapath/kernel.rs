@@ -8,18 +8,16 @@ use super::{Datapath, DatapathError, Direction, Observed};
 use crate::compile::DesiredState;
 use crate::reconcile::{Executor, Op};
 
+/// Keys of `sp_flows_in` and of `sp_flows_out`.
+pub type FlowKeys = (Vec<FlowKey>, Vec<FlowKey>);
+
 /// Flows of a pod that stand before it is first held, as keys of `sp_flows_in` and `sp_flows_out`
 /// under a slot.
 pub trait Adopt: Send {
     /// Forget what was read: hooks have been attached since.
     fn refresh(&mut self);
-    /// (opened from outside, opened by the pod)
-    fn flows(
-        &mut self,
-        slot: u32,
-        v4: Option<Ipv4Addr>,
-        v6: Option<Ipv6Addr>,
-    ) -> (Vec<FlowKey>, Vec<FlowKey>);
+    /// Those opened from outside, and those opened by the pod.
+    fn flows(&mut self, slot: u32, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FlowKeys;
 }
 
 /// Executes operations on this node's kernel.

@@ -13,7 +13,7 @@ mod table;
 use std::io;
 use std::path::PathBuf;
 
-pub use kernel::{Adopt, Kernel};
+pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
 pub use maps::Maps;
