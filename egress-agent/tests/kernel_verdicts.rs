@@ -45,8 +45,8 @@ fn counted(before: &[PodCounters], after: &[PodCounters]) -> Vec<(Reason, u64)> 
 }
 
 #[test]
-fn kernel_and_native_decide_alike() {
-    if skipped("kernel_and_native_decide_alike") {
+fn needs_root_kernel_and_native_decide_alike() {
+    if skipped("needs_root_kernel_and_native_decide_alike") {
         return;
     }
     let seed = setting("SALLYPORT_SEED", 20_261_123);
@@ -195,8 +195,8 @@ fn check_answer(endpoint: &Endpoint, frame: &[u8], out: &[u8], what: &dyn Fn() -
 }
 
 #[test]
-fn the_kernel_accepts_every_program() {
-    if skipped("the_kernel_accepts_every_program") {
+fn needs_root_the_kernel_accepts_every_program() {
+    if skipped("needs_root_the_kernel_accepts_every_program") {
         return;
     }
     let kernel = Kernel::load();

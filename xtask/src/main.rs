@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{binaries, checks, test, tools, workspace::Workspace};
+use xtask::{bench, binaries, checks, test, tools, workspace::Workspace};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -28,6 +28,8 @@ enum Verb {
     Lint(checks::Args),
     /// Run every check and test there is
     Test(test::Args),
+    /// Measure what the kernel programs cost a packet
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,5 +52,6 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Tools => tools::run(&workspace).map(|()| true),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
+        Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }
 }
