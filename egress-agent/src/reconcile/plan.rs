@@ -335,41 +335,53 @@ impl<'a> Planner<'a> {
             .copied()
             .filter(|ifindex| owners.get(ifindex) == Some(&member.slot))
             .collect();
-        let endpoint = Endpoint { flags: 0, ..base };
-        let mut attaches = false;
-        for ifindex in &own {
-            attaches |= self.device(&subject, *ifindex, endpoint, member);
-        }
         let host = base.flags & FLAG_HOST_NETWORK != 0;
         let covered = member.held()
             && !host
             && !own.is_empty()
             && own.len() == devices.len()
             && member.sighting.uncoverable.is_none();
-        let uncovered = base;
         let wanted = Endpoint {
             flags: base.flags | if covered { FLAG_COVERED } else { 0 },
             ..base
         };
-        if let Some(cgroup) = member.sighting.cgroup {
+        let set = |cgroup, endpoint| Step {
+            subject: subject.clone(),
+            policy,
+            op: Op::SetCgroup { cgroup, endpoint },
+        };
+        let mut present = member.sighting.cgroup.map(|cgroup| {
+            let entry = self.observed.cgroups.get(&cgroup);
+            (cgroup, entry.copied())
+        });
+        // A way out without its hook: the cgroup hook decides until it stands.
+        let bare = own.iter().any(|ifindex| {
+            let ingress = self.observed.link(*ifindex, Direction::Ingress);
+            !ingress.is_some_and(LinkState::stands)
+        });
+        if let Some((cgroup, Some(entry))) = present
+            && bare
+            && entry.flags & FLAG_COVERED != 0
+        {
+            self.plan.steps.push(set(cgroup, base));
+            present = Some((cgroup, Some(base)));
+        }
+        let mut attaches = false;
+        for ifindex in &own {
+            let endpoint = Endpoint { flags: 0, ..base };
+            attaches |= self.device(&subject, *ifindex, endpoint, member);
+        }
+        if let Some((cgroup, entry)) = present {
             self.cgroups.insert(cgroup);
             if attaches {
                 self.plan
                     .uncovered
-                    .insert(member.uid.clone(), (cgroup, uncovered));
+                    .insert(member.uid.clone(), (cgroup, base));
             }
-            if self.observed.cgroups.get(&cgroup) != Some(&wanted) {
-                self.close.push(Step {
-                    subject: subject.clone(),
-                    policy,
-                    op: Op::SetCgroup {
-                        cgroup,
-                        endpoint: wanted,
-                    },
-                });
+            if entry != Some(wanted) {
+                self.close.push(set(cgroup, wanted));
             }
         }
-        // A pod has one cgroup; an older one of the same slot is not its own any more.
     }
 
     /// Entry and hooks of one device; whether hooks are attached.
