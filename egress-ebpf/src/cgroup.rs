@@ -33,39 +33,54 @@ fn pod_cgroup(ctx: &SkBuffContext, config: &Config) -> u64 {
 }
 
 #[inline(always)]
+fn ifindex(ctx: &SkBuffContext) -> u32 {
+    // SAFETY: the context is valid for as long as the program runs, and the field readable.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn place(ctx: &SkBuffContext, pod_cgroup: u64) -> Place {
+    Place {
+        hook: HOOK_CGROUP,
+        ifindex: ifindex(ctx),
+        pod_cgroup,
+    }
+}
+
+#[inline(always)]
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let Some(config) = config() else { return DROP };
     let id = pod_cgroup(ctx, config);
-    // SAFETY: the context is valid for as long as the program runs, and the field readable.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    let place = Place {
-        hook: HOOK_CGROUP,
-        ifindex,
-        pod_cgroup: id,
-    };
+    let ifindex = ifindex(ctx);
     // SAFETY: copied at once, so that one packet sees one state.
     let Some(endpoint) = (unsafe { CGROUPS.get(id) }).copied() else {
         return if ifindex == LOOPBACK {
             PASS
         } else {
-            unknown(ctx, config, &place)
+            unknown(ctx, config, id)
         };
     };
     if endpoint.flags & FLAG_COVERED != 0 || endpoint.mode == MODE_OFF || ifindex == LOOPBACK {
         return PASS;
     }
-    known(ctx, &endpoint, &place)
+    known(ctx, &endpoint, id)
 }
 
 // Functions of their own, so that the stack holds the headers of one of them only.
 
 /// A host-network pod, or one whose device hook does not stand yet.
 #[inline(never)]
-fn known(ctx: &SkBuffContext, endpoint: &Endpoint, place: &Place) -> i32 {
+fn known(ctx: &SkBuffContext, endpoint: &Endpoint, pod_cgroup: u64) -> i32 {
     let mut headers = Headers::default();
     let packet = Skb::new(&ctx.skb);
     let outcome = decide::from_pod(Side::Cgroup, &packet, endpoint, &KernelTables, &mut headers);
-    report::outcome(&outcome, &headers, endpoint, ctx.skb.len(), place);
+    report::outcome(
+        &outcome,
+        &headers,
+        endpoint,
+        ctx.skb.len(),
+        &place(ctx, pod_cgroup),
+    );
     code(outcome.verdict)
 }
 
@@ -79,7 +94,7 @@ const fn code(verdict: Verdict) -> i32 {
 
 /// The closed gate: a pod that the agent has said nothing of.
 #[inline(never)]
-fn unknown(ctx: &SkBuffContext, config: &Config, place: &Place) -> i32 {
+fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
     let endpoint = Endpoint {
         slot: 0,
         policy: 0,
@@ -104,7 +119,13 @@ fn unknown(ctx: &SkBuffContext, config: &Config, place: &Place) -> i32 {
     let mut headers = Headers::default();
     // For the report only.
     packet::network(&Skb::new(&ctx.skb), &mut headers, endpoint.zero);
-    report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), place);
+    report::outcome(
+        &outcome,
+        &headers,
+        &endpoint,
+        ctx.skb.len(),
+        &place(ctx, pod_cgroup),
+    );
     code(outcome.verdict)
 }
 

@@ -40,8 +40,7 @@ pub fn outcome(outcome: &Outcome, headers: &Headers, endpoint: &Endpoint, len: u
         add(place, &mut counters.audited, 1);
     }
     let Some(config) = config() else { return };
-    let now = now_ns();
-    if !take_token(counters, config, now) || !send(outcome, headers, endpoint, len, place, now) {
+    if !take_token(counters, config) || !send(outcome, headers, endpoint, len, place) {
         add(place, &mut counters.events_lost, 1);
     }
 }
@@ -59,16 +58,22 @@ fn add(place: &Place, counter: &mut u64, n: u64) {
     }
 }
 
+/// Of so many events left out, one looks at the clock: a flood of drops must not pay for it.
+const LOOK_EVERY: u64 = 16;
+
 /// Token bucket: a burst, and one event more for each interval.
 #[inline(always)]
-fn take_token(counters: &mut PodCounters, config: &Config, now: u64) -> bool {
+fn take_token(counters: &mut PodCounters, config: &Config) -> bool {
     if counters.tokens == 0 {
         let interval = u64::from(config.event_interval_ns);
-        let passed = now.saturating_sub(counters.filled_ns);
-        if passed < interval || interval == 0 {
+        if counters.events_lost % LOOK_EVERY != 0 || interval == 0 {
             return false;
         }
-        let earned = passed / interval;
+        let now = now_ns();
+        let earned = now.saturating_sub(counters.filled_ns) / interval;
+        if earned == 0 {
+            return false;
+        }
         let burst = u64::from(config.event_burst);
         counters.tokens = if earned < burst { earned } else { burst };
         counters.filled_ns = now;
@@ -87,14 +92,13 @@ fn send(
     endpoint: &Endpoint,
     len: u32,
     place: &Place,
-    time_ns: u64,
 ) -> bool {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
         return false;
     };
     let icmp = matches!(headers.proto, ICMP | ICMPV6);
     entry.write(Event {
-        time_ns,
+        time_ns: now_ns(),
         pod_cgroup: place.pod_cgroup,
         slot: endpoint.slot,
         policy: endpoint.policy,

@@ -106,12 +106,7 @@ fn one(text: &str, line: u32, objects: &mut Vec<Located>) -> Result<(), SourceEr
     Ok(())
 }
 
-fn typed(
-    head: &Head,
-    document: Document<'_>,
-    line: u32,
-    at: &str,
-) -> Result<Located, SourceError> {
+fn typed(head: &Head, document: Document<'_>, line: u32, at: &str) -> Result<Located, SourceError> {
     let error = |field: &str, reason: String| SourceError {
         line: Some(line),
         object: head.to_string(),
@@ -170,7 +165,10 @@ fn explain(failure: &Failure, line: u32, at: &str) -> SourceError {
         let suffix = format!(" at line {} column {}", place.line(), place.column());
         reason = reason.strip_suffix(suffix.as_str()).unwrap_or(reason);
     }
-    reason = reason.strip_prefix(path.as_str()).unwrap_or(reason).trim_start_matches(": ");
+    reason = reason
+        .strip_prefix(path.as_str())
+        .unwrap_or(reason)
+        .trim_start_matches(": ");
     let reason = reason.to_owned();
     SourceError {
         line: Some(location.as_ref().map_or(line, |at| number(at.line()))),
