@@ -5,6 +5,7 @@
 //! same index, `telemetry` and `cli` read what the kernel reports. `index`, `compile` and the
 //! planning half of `reconcile` are pure: no I/O, no clock, no lock.
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod compile;

@@ -1,1 +1,27 @@
-fn main() {}
+//! The node agent.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use egress_agent::agent::{LogFormat, Options, run};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    match run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(event = "failed", "{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

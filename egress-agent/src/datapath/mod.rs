@@ -1,1 +1,83 @@
-//! (being written)
+//! The kernel's side as the agent sees it: programs, maps, links and their pins. The only module
+//! that touches aya.
+
+mod kernel;
+pub mod links;
+mod load;
+pub mod maps;
+pub mod observed;
+pub mod pins;
+mod sys;
+mod table;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
+pub use links::{CgroupHook, Direction, LinkState};
+pub use load::{Datapath, object};
+pub use maps::Maps;
+pub use observed::Observed;
+pub use pins::Pins;
+pub use table::{PerCpuTable, Table, TrieKey};
+
+/// Why the kernel could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error("the agent was built without the kernel programs; run `cargo xtask build`")]
+    NoObject,
+    #[error(
+        "{} is not a BPF file system; mount one there (`mount -t bpf bpf {}`) or name another with --bpffs",
+        path.display(), path.display()
+    )]
+    NotBpffs { path: PathBuf },
+    #[error("{what}: {error}")]
+    Io {
+        what: String,
+        #[source]
+        error: io::Error,
+    },
+    #[error(
+        "pinned map {map} is not what this agent needs: found {found}, wanted {wanted}. It was \
+         made by another version; run `egressctl uninstall` with that version, then start again"
+    )]
+    MapLayout {
+        map: String,
+        found: String,
+        wanted: String,
+    },
+    #[error("can't {action} map {map}: {error}{}", hint(error))]
+    Map {
+        map: &'static str,
+        action: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    #[error("can't {action} {link}: {error}{}", hint(error))]
+    Link {
+        link: String,
+        action: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    #[error("{what} is missing in the kernel object; run `cargo xtask build`")]
+    Missing { what: String },
+    #[error("{what}: {error}")]
+    Aya {
+        what: String,
+        #[source]
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer")]
+    NoTcx,
+}
+
+/// What a user can do about an error number.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "; the agent needs CAP_BPF and CAP_NET_ADMIN",
+        Some(libc::E2BIG | libc::ENOSPC) => "; the map is full, fewer rules would fit",
+        Some(libc::ENODEV) => "; the device is gone",
+        _ => "",
+    }
+}

@@ -1,0 +1,361 @@
+//! One look and one reconciliation: everything of the agent that is not waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use egress_common::maps::Config;
+use k8s_openapi::jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::gateways::Gateways;
+use super::options::{Options, Outbound};
+use super::run_dir::{Ready, RunDir};
+use crate::compile::{self, Compiled, DesiredState};
+use crate::datapath::maps::text;
+use crate::datapath::{Adopt, Kernel, Observed};
+use crate::index::{Index, Problem};
+use crate::node::{Scout, Sightings, StandingFlows};
+use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
+use crate::source::Snapshot;
+
+/// Nanoseconds between two events of one pod and CPU, on the average.
+const EVENT_INTERVAL_NS: u32 = 10_000_000;
+/// Events of one pod and CPU at once.
+const EVENT_BURST: u32 = 64;
+
+/// What the agent knows and holds.
+#[derive(Debug)]
+pub struct Core {
+    settings: compile::Settings,
+    unknown_mode: u8,
+    index: Index,
+    compiled: Compiled,
+    scout: Scout,
+    sightings: Sightings,
+    reconciler: Reconciler<Kernel>,
+    gateways: Option<Gateways>,
+    run_dir: RunDir,
+    observed: Observed,
+    status: NodeStatus,
+    writes: u64,
+    announced: bool,
+    problems: BTreeSet<Problem>,
+    failures: BTreeSet<String>,
+}
+
+/// What came of a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Something could not be done; to be tried again soon.
+    pub failed: bool,
+    /// A pod has no process or device yet; to be looked at again soon.
+    pub incomplete: bool,
+    /// When the state changes by itself.
+    pub next_change: Option<Timestamp>,
+}
+
+impl Core {
+    pub fn new(
+        options: &Options,
+        scout: Scout,
+        kernel: Kernel,
+        gateways: Option<Gateways>,
+        run_dir: RunDir,
+    ) -> Result<Self> {
+        let observed = kernel.datapath.observe()?;
+        Ok(Self {
+            settings: compile::Settings {
+                node_name: options.node_name.clone(),
+                pod_cidrs: options.pod_cidrs.clone(),
+                cluster_name: options.cluster_name.clone(),
+                allow_any: options.outbound_policy == Outbound::AllowAny,
+                ..compile::Settings::default()
+            },
+            unknown_mode: options.unknown_pods.mode(),
+            index: Index::default(),
+            compiled: Compiled::default(),
+            scout,
+            sightings: Sightings::new(),
+            reconciler: Reconciler::new(kernel),
+            gateways,
+            run_dir,
+            observed,
+            status: NodeStatus::default(),
+            writes: 0,
+            announced: false,
+            problems: BTreeSet::new(),
+            failures: BTreeSet::new(),
+        })
+    }
+
+    /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
+    /// gateways' files in step with both.
+    pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
+        let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
+        self.compile(changed || snapshot.is_some())?;
+        self.sight();
+        let report = self.reconcile()?;
+        let gateways_failed = self.write_gateways();
+        self.log_failures(&report);
+        self.writes += report.writes;
+        let errors = report.errors();
+        let synced = report.in_sync() && !gateways_failed;
+        self.observed = report.observed;
+        let desired = &self.compiled.desired;
+        let status = status(desired, &self.sightings, &self.observed, &errors);
+        self.publish(status)?;
+        if synced {
+            self.run_dir.set_ready(Ready {
+                revision: self.revision(),
+                writes: self.writes,
+            })?;
+            if !self.announced {
+                self.announced = true;
+                tracing::info!(
+                    event = "ready",
+                    writes = self.writes,
+                    pods = self.status.pods.len()
+                );
+            }
+        } else {
+            self.run_dir.unset_ready()?;
+        }
+        Ok(Outcome {
+            failed: !synced,
+            incomplete: self.incomplete(),
+            next_change: self.compiled.next_change,
+        })
+    }
+
+    /// Whether another program has come before ours on a device.
+    pub fn is_displaced(&self) -> bool {
+        match self.reconciler.executor.datapath.displaced() {
+            Ok(displaced) => {
+                for (ifindex, direction) in &displaced {
+                    tracing::warn!(
+                        event = "hook_displaced",
+                        ifindex,
+                        direction = direction.name(),
+                        "another program came first on this device; going before it again"
+                    );
+                }
+                !displaced.is_empty()
+            }
+            Err(error) => {
+                tracing::error!(event = "hooks_unreadable", %error);
+                false
+            }
+        }
+    }
+
+    pub fn status(&self) -> &NodeStatus {
+        &self.status
+    }
+
+    fn compile(&mut self, changed: bool) -> Result<()> {
+        let now = Timestamp::now();
+        let local = self.scout.local_addresses().unwrap_or_else(|error| {
+            tracing::error!(event = "addresses_unreadable", %error);
+            self.settings.local_addresses.clone()
+        });
+        let moved = local != self.settings.local_addresses;
+        let due = self.compiled.next_change.is_some_and(|at| at <= now);
+        if !(changed || moved || due) {
+            return Ok(());
+        }
+        self.settings.local_addresses = local;
+        self.compiled = compile::compile(&self.index, &self.settings, now);
+        if let Some(gateways) = &mut self.gateways {
+            gateways.compile(&self.index);
+        }
+        let problems: BTreeSet<Problem> = self.compiled.problems.iter().cloned().collect();
+        for problem in problems.difference(&self.problems) {
+            tracing::warn!(
+                event = "object_problem", object = %problem.object, field = problem.field,
+                "{problem}"
+            );
+        }
+        for problem in self.problems.difference(&problems) {
+            tracing::info!(
+                event = "object_problem_gone", object = %problem.object, field = problem.field
+            );
+        }
+        self.problems = problems;
+        Ok(())
+    }
+
+    /// Pods of the desired state, and those that the kernel still knows. When the node can't be
+    /// looked at, what was seen last stands.
+    fn sight(&mut self) {
+        let known = self.observed.slots.values().map(|info| text(&info.uid));
+        let pods: BTreeSet<String> = self
+            .compiled
+            .desired
+            .pods
+            .keys()
+            .cloned()
+            .chain(known)
+            .collect();
+        match self.scout.sight(&pods) {
+            Ok(sightings) => self.sightings = sightings,
+            Err(error) => tracing::error!(event = "node_unreadable", %error),
+        }
+    }
+
+    fn reconcile(&mut self) -> Result<Report> {
+        let kubepods = self.scout.kubepods();
+        let config = Config {
+            qos_cgroups: kubepods.qos_ids()?,
+            kubepods_level: kubepods.level()?,
+            event_interval_ns: EVENT_INTERVAL_NS,
+            event_burst: EVENT_BURST,
+            unknown_mode: self.unknown_mode,
+            pad: [0; 3],
+        };
+        let now_ns = crate::datapath::monotonic_ns();
+        let desired = &self.compiled.desired;
+        let report = self
+            .reconciler
+            .reconcile(desired, &self.sightings, config, now_ns)
+            .context("can't read the kernel's state")?;
+        if report.writes > 0 {
+            tracing::info!(
+                event = "reconciled",
+                writes = report.writes,
+                failures = report.failures.len(),
+                pods = desired.pods.len(),
+                policies = desired.policies.len()
+            );
+        }
+        Ok(report)
+    }
+
+    /// Whether it failed.
+    fn write_gateways(&mut self) -> bool {
+        let Some(gateways) = &self.gateways else {
+            return false;
+        };
+        match gateways.write() {
+            Ok(()) => false,
+            Err(error) => {
+                tracing::error!(event = "gateway_write_failed", %error);
+                true
+            }
+        }
+    }
+
+    /// Says each failure once, for as long as it lasts.
+    fn log_failures(&mut self, report: &Report) {
+        let mut failures = BTreeSet::new();
+        for failure in &report.failures {
+            let text = format!(
+                "{}: can't {}: {}",
+                failure.subject, failure.op, failure.error
+            );
+            if !self.failures.contains(&text) {
+                tracing::error!(
+                    event = "reconcile_failed", subject = %failure.subject, op = failure.op,
+                    error = failure.error, "tried again until it works"
+                );
+            }
+            failures.insert(text);
+        }
+        for (uid, reason) in &report.refused {
+            let text = format!("pod {uid}: {reason}");
+            if !self.failures.contains(&text) {
+                tracing::error!(event = "pod_refused", uid, reason);
+            }
+            failures.insert(text);
+        }
+        self.failures = failures;
+    }
+
+    /// Logs who became covered or uncovered, and writes the status file if it is news.
+    fn publish(&mut self, status: NodeStatus) -> Result<()> {
+        let before: BTreeMap<&str, (Coverage, Option<&String>)> = self
+            .status
+            .pods
+            .iter()
+            .map(|pod| (pod.uid.as_str(), (pod.coverage, pod.reason.as_ref())))
+            .collect();
+        for pod in &status.pods {
+            let now = (pod.coverage, pod.reason.as_ref());
+            if before.get(pod.uid.as_str()) == Some(&now) {
+                continue;
+            }
+            let (namespace, name) = (&pod.namespace, &pod.name);
+            if pod.coverage == Coverage::Uncovered {
+                tracing::warn!(
+                    event = "pod_uncovered",
+                    namespace,
+                    name,
+                    mode = pod.mode,
+                    reason = pod.reason.as_deref().unwrap_or_default()
+                );
+            } else if pod.coverage == Coverage::Covered {
+                tracing::info!(event = "pod_covered", namespace, name, mode = pod.mode);
+            }
+        }
+        if self.status != status || !self.announced {
+            self.run_dir
+                .write("status.json", &serde_json::to_vec_pretty(&status)?)?;
+            self.status = status;
+        }
+        Ok(())
+    }
+
+    fn incomplete(&self) -> bool {
+        let unseen = |uid: &String| {
+            self.sightings
+                .get(uid)
+                .is_none_or(|sighting| !sighting.running)
+        };
+        self.compiled.desired.pods.keys().any(unseen) || self.status.uncovered().next().is_some()
+    }
+
+    /// Names what was brought about: the desired state and the gateways' files.
+    fn revision(&self) -> String {
+        let mut hash = Sha256::new();
+        let DesiredState { pods, policies } = &self.compiled.desired;
+        hash.update(format!("{pods:?}"));
+        for digest in policies.keys() {
+            hash.update(digest);
+        }
+        if let Some(gateways) = &self.gateways {
+            gateways.hash(&mut hash);
+        }
+        hash.finalize()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+/// Flows from conntrack, read at most once after each hook.
+#[derive(Debug, Default)]
+pub struct Conntrack {
+    flows: Option<StandingFlows>,
+}
+
+impl Adopt for Conntrack {
+    fn refresh(&mut self) {
+        self.flows = None;
+    }
+
+    fn flows(
+        &mut self,
+        slot: u32,
+        v4: Option<std::net::Ipv4Addr>,
+        v6: Option<std::net::Ipv6Addr>,
+    ) -> crate::datapath::FlowKeys {
+        let adopted = self
+            .flows
+            .get_or_insert_with(StandingFlows::read)
+            .adopt(v4, v6);
+        let keys = |flows: Vec<crate::node::conntrack::StandingFlow>| {
+            flows.iter().map(|flow| flow.key(slot)).collect()
+        };
+        (keys(adopted.inbound), keys(adopted.outbound))
+    }
+}

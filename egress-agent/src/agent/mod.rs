@@ -1,0 +1,158 @@
+//! The daemon: waits for what may change something, and lets one pass at a time bring the kernel
+//! in step. While a pass runs, changes gather; the next sees them all at once.
+
+mod core;
+mod gateways;
+mod options;
+mod run_dir;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+pub use self::core::{Conntrack, Core, Outcome};
+pub use options::{LogFormat, Options, Outbound, UnknownPods};
+pub use run_dir::{Ready, RunDir};
+
+use crate::datapath::{Datapath, Kernel, object};
+use crate::node::{Kubepods, Scout, Watcher};
+use crate::source::YamlDir;
+use gateways::Gateways;
+
+/// The kernel's state is compared with the desired one so often whatever happens.
+const RESYNC: Duration = Duration::from_secs(10);
+/// Hooks are looked at so often for programs that came before ours.
+const PLACE_CHECK: Duration = Duration::from_secs(1);
+/// First and longest wait before what failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// A pass for a time that has come waits at least so long, should the clock be behind.
+const EPSILON: Duration = Duration::from_millis(10);
+
+/// Runs until it is told to end. Pins stay, and with them enforcement.
+///
+/// # Errors
+/// If it can't start: no kernel programs, no BPF file system, no kubepods, no state directory,
+/// another agent. Later trouble is logged and tried again.
+pub async fn run(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let object = object()?;
+    let run_dir = RunDir::lock(&options.run_dir)?;
+    let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
+        .context("can't find the pods' cgroups")?;
+    let (source, mut snapshots) =
+        YamlDir::open(&options.state_dir).context("can't read the declared state")?;
+    // Watch first, look then: nothing is missed.
+    let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
+    let scout = Scout::new(kubepods.clone())?;
+    let datapath = Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id))?;
+    tracing::info!(
+        event = "loaded", pins = %datapath.pins().root().display(),
+        kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
+    );
+    let kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    let gateways = Gateways::new(&options);
+    let mut core = Core::new(&options, scout, kernel, gateways, run_dir)?;
+    let source = tokio::spawn(source.run());
+
+    let mut place_check = interval(PLACE_CHECK);
+    place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut retry = Retry::default();
+    let mut fresh = Some(snapshots.borrow_and_update().clone());
+    loop {
+        let outcome = tokio::task::block_in_place(|| core.pass(fresh.take().as_ref()));
+        let outcome = outcome.unwrap_or_else(|error| {
+            tracing::error!(event = "pass_failed", error = format!("{error:#}"));
+            Outcome {
+                failed: true,
+                incomplete: true,
+                next_change: None,
+            }
+        });
+        watcher.looked(outcome.incomplete);
+        let again = retry.next(outcome.failed, outcome.next_change);
+        let stop = loop {
+            tokio::select! {
+                _ = terminate.recv() => break true,
+                _ = interrupt.recv() => break true,
+                changed = snapshots.changed() => {
+                    changed.context("the source of objects has ended")?;
+                    fresh = Some(snapshots.borrow_and_update().clone());
+                    break false;
+                }
+                changed = watcher.changed() => {
+                    changed.context("can't watch the node")?;
+                    break false;
+                }
+                () = sleep_until(again) => break false,
+                _ = place_check.tick() => {
+                    if tokio::task::block_in_place(|| core.is_displaced()) {
+                        break false;
+                    }
+                }
+            }
+        };
+        if stop {
+            break;
+        }
+    }
+    source.abort();
+    tracing::info!(event = "stopped", "what is pinned stays in force");
+    Ok(())
+}
+
+/// When to look again by the clock.
+#[derive(Debug, Default)]
+struct Retry {
+    /// Failures in a row.
+    failures: u32,
+}
+
+impl Retry {
+    /// Waits longer after each failure in a row.
+    fn next(&mut self, failed: bool, change: Option<Timestamp>) -> Instant {
+        let mut wait = RESYNC;
+        if failed {
+            let (first, longest) = RETRY;
+            let delay = first.saturating_mul(1 << self.failures.min(10));
+            wait = delay.min(longest);
+            self.failures += 1;
+        } else {
+            self.failures = 0;
+        }
+        if let Some(change) = change {
+            let left = change.duration_since(Timestamp::now());
+            let left = Duration::try_from(left).unwrap_or_default();
+            wait = wait.min(left + EPSILON);
+        }
+        Instant::now() + wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_longer_after_each_failure_and_no_longer_than_a_change() {
+        let mut retry = Retry::default();
+        let waits = |retry: &mut Retry, failed, change| {
+            let now = Instant::now();
+            retry.next(failed, change).duration_since(now)
+        };
+        let first = waits(&mut retry, true, None);
+        let second = waits(&mut retry, true, None);
+        assert!(first >= RETRY.0 && second >= 2 * RETRY.0);
+        for _ in 0..40 {
+            waits(&mut retry, true, None);
+        }
+        assert!(waits(&mut retry, true, None) <= RETRY.1 + EPSILON);
+        assert!(waits(&mut retry, false, None) >= RESYNC);
+        assert!(waits(&mut retry, true, None) <= RETRY.0 + EPSILON);
+        let past = Some(Timestamp::UNIX_EPOCH);
+        assert!(waits(&mut retry, false, past) <= 2 * EPSILON);
+    }
+}

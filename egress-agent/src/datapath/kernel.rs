@@ -1,0 +1,116 @@
+//! The real kernel behind the reconciler.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use egress_common::maps::{Flow, FlowKey};
+
+use super::{Datapath, DatapathError, Direction, Observed};
+use crate::compile::DesiredState;
+use crate::reconcile::{Executor, Op};
+
+/// Keys of `sp_flows_in` and of `sp_flows_out`.
+pub type FlowKeys = (Vec<FlowKey>, Vec<FlowKey>);
+
+/// Flows of a pod that stand before it is first held, as keys of `sp_flows_in` and `sp_flows_out`
+/// under a slot.
+pub trait Adopt: Send {
+    /// Forget what was read: hooks have been attached since.
+    fn refresh(&mut self);
+    /// Those opened from outside, and those opened by the pod.
+    fn flows(&mut self, slot: u32, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FlowKeys;
+}
+
+/// Executes operations on this node's kernel.
+pub struct Kernel {
+    pub datapath: Datapath,
+    adopt: Box<dyn Adopt>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("datapath", &self.datapath)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    pub fn new(datapath: Datapath, adopt: Box<dyn Adopt>) -> Self {
+        Self { datapath, adopt }
+    }
+
+    fn adopt_flows(
+        &mut self,
+        slot: u32,
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+    ) -> Result<u64, DatapathError> {
+        let (inbound, outbound) = self.adopt.flows(slot, v4, v6);
+        let seen = Flow {
+            seen_ns: monotonic_ns(),
+            state: 0,
+            pad: 0,
+        };
+        let with_time = |keys: Vec<FlowKey>| -> Vec<(FlowKey, Flow)> {
+            keys.into_iter().map(|key| (key, seen)).collect()
+        };
+        let maps = &self.datapath.maps;
+        Ok(maps.flows_in.insert_all(&with_time(inbound))?
+            + maps.flows_out.insert_all(&with_time(outbound))?)
+    }
+}
+
+impl Executor for Kernel {
+    type Error = DatapathError;
+
+    fn observe(&mut self) -> Result<Observed, DatapathError> {
+        self.datapath.observe()
+    }
+
+    fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, DatapathError> {
+        let maps = &self.datapath.maps;
+        match op {
+            Op::SetConfig(config) => maps.config.insert(&0, config).map(|()| 1),
+            Op::SetPolicyInfo { number, info } => maps.policy_info.insert(number, info).map(|()| 1),
+            Op::WritePolicy { number, digest } => match desired.policies.get(digest) {
+                Some(policy) => maps.write_policy(*number, policy),
+                None => Err(DatapathError::Missing {
+                    what: format!("policy {number}"),
+                }),
+            },
+            Op::ClearPolicy { number } => maps.clear_policy(*number),
+            Op::RemovePolicyInfo { number } => maps.policy_info.remove(number).map(u64::from),
+            Op::ZeroCounters { slot } => maps.counters.zero(*slot).map(|()| 1),
+            Op::SetPodInfo { slot, info } => maps.pod_info.insert(slot, info).map(|()| 1),
+            Op::RemovePodInfo { slot } => maps.pod_info.remove(slot).map(u64::from),
+            Op::SetDevice { ifindex, endpoint } => {
+                maps.devices.insert(ifindex, endpoint).map(|()| 1)
+            }
+            Op::RemoveDevice { ifindex } => maps.devices.remove(ifindex).map(u64::from),
+            Op::SetCgroup { cgroup, endpoint } => maps.cgroups.insert(cgroup, endpoint).map(|()| 1),
+            Op::RemoveCgroup { cgroup } => maps.cgroups.remove(cgroup).map(u64::from),
+            Op::AdoptFlows { slot, v4, v6 } => self.adopt_flows(*slot, *v4, *v6),
+            Op::Attach { ifindex, direction } => {
+                self.datapath.attach(*ifindex, *direction)?;
+                if *direction == Direction::Egress {
+                    self.adopt.refresh();
+                }
+                Ok(1)
+            }
+            Op::Swap { ifindex, direction } => self.datapath.swap(*ifindex, *direction).map(|()| 1),
+            Op::Detach { ifindex, direction } => {
+                self.datapath.detach(*ifindex, *direction).map(u64::from)
+            }
+            Op::AttachCgroup(hook) => self.datapath.attach_cgroup(*hook).map(|()| 1),
+            Op::SwapCgroup(hook) => self.datapath.swap_cgroup(*hook).map(|()| 1),
+        }
+    }
+}
+
+/// The kernel's monotonic clock, nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("every Linux has this clock");
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+}

@@ -1,0 +1,54 @@
+//! What the kernel holds now, as plain data.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::maps::{Config, Endpoint, PodInfo, PolicyInfo};
+
+use super::links::{CgroupHook, Direction, LinkState};
+
+/// The present state. Entries of policies are not read: a policy that is marked complete is
+/// whole, and its digest says what is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub config: Option<Config>,
+    /// By slot.
+    pub slots: BTreeMap<u32, PodInfo>,
+    /// By interface index.
+    pub devices: BTreeMap<u32, Endpoint>,
+    /// By cgroup id.
+    pub cgroups: BTreeMap<u64, Endpoint>,
+    /// By number, incomplete ones too.
+    pub policies: BTreeMap<u32, PolicyInfo>,
+    /// Pinned links of devices.
+    pub links: BTreeMap<(u32, Direction), LinkState>,
+    /// Pinned links of kubepods.
+    pub cgroup_links: BTreeMap<CgroupHook, LinkState>,
+}
+
+impl Observed {
+    pub fn link(&self, ifindex: u32, direction: Direction) -> Option<LinkState> {
+        self.links.get(&(ifindex, direction)).copied()
+    }
+
+    /// A hook of ours is on the device, whatever its program: so the device is alive.
+    pub fn is_hooked(&self, ifindex: u32) -> bool {
+        Direction::BOTH.iter().any(|direction| {
+            self.link(ifindex, *direction)
+                .is_some_and(LinkState::stands)
+        })
+    }
+
+    /// Both hooks are on the device.
+    pub fn is_covered(&self, ifindex: u32) -> bool {
+        Direction::BOTH.iter().all(|direction| {
+            self.link(ifindex, *direction)
+                .is_some_and(LinkState::stands)
+        })
+    }
+
+    /// Numbers of the policies that some endpoint names.
+    pub fn used_policies(&self) -> BTreeSet<u32> {
+        let endpoints = self.devices.values().chain(self.cgroups.values());
+        endpoints.map(|endpoint| endpoint.policy).collect()
+    }
+}

@@ -1,0 +1,199 @@
+//! The versioned directory that outlives the agent.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapInfo};
+use aya_obj::Object;
+
+use super::links::{CgroupHook, Direction};
+use super::{DatapathError, sys};
+
+/// Version of the layout of maps and links. A change that old pins can't serve gets a new one.
+const VERSION: &str = "v1";
+
+/// Paths below `<bpffs>/sallyport/v1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Names the directory; touches nothing.
+    ///
+    /// # Errors
+    /// If `bpffs` is no BPF file system.
+    pub fn at(bpffs: &Path) -> Result<Self, DatapathError> {
+        let is = sys::is_bpffs(bpffs).map_err(|error| DatapathError::Io {
+            what: format!(
+                "can't look at {}; mount a BPF file system there or name another with --bpffs",
+                bpffs.display()
+            ),
+            error,
+        })?;
+        if is {
+            Ok(Self {
+                root: bpffs.join("sallyport").join(VERSION),
+            })
+        } else {
+            Err(DatapathError::NotBpffs {
+                path: bpffs.to_owned(),
+            })
+        }
+    }
+
+    /// Makes the directories.
+    pub fn create(&self) -> Result<(), DatapathError> {
+        for directory in [self.maps(), self.links()] {
+            std::fs::create_dir_all(&directory).map_err(|error| DatapathError::Io {
+                what: format!("can't make {}", directory.display()),
+                error,
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub fn device_link(&self, ifindex: u32, direction: Direction) -> PathBuf {
+        self.links()
+            .join(format!("dev-{ifindex}-{}", direction.name()))
+    }
+
+    pub fn cgroup_link(&self, hook: CgroupHook) -> PathBuf {
+        self.links().join(format!("cg-{}", hook.name()))
+    }
+
+    /// Opens a pinned map by its name.
+    pub fn open_map(&self, name: &str) -> Result<MapData, DatapathError> {
+        MapData::from_pin(self.map(name)).map_err(|error| DatapathError::Aya {
+            what: format!(
+                "can't open the pinned map {}; has the agent run on this node?",
+                self.map(name).display()
+            ),
+            error: Box::new(error),
+        })
+    }
+
+    /// Names of what is pinned in `directory`; none if there is no such directory.
+    pub fn list(directory: &Path) -> Result<Vec<String>, DatapathError> {
+        let listed = |error| DatapathError::Io {
+            what: format!("can't list {}", directory.display()),
+            error,
+        };
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(listed)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(listed)?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Takes down whatever is pinned: links first, so that nothing looks into maps that go.
+    /// Enforcement ends. Returns how many pins there were.
+    pub fn remove(&self) -> Result<usize, DatapathError> {
+        let mut removed = 0;
+        for directory in [self.links(), self.maps()] {
+            for name in Self::list(&directory)? {
+                let path = directory.join(name);
+                std::fs::remove_file(&path).map_err(|error| DatapathError::Io {
+                    what: format!("can't unpin {}", path.display()),
+                    error,
+                })?;
+                removed += 1;
+            }
+            remove_directory(&directory)?;
+        }
+        remove_directory(&self.root)?;
+        if let Some(parent) = self.root.parent()
+            && Self::list(parent)?.is_empty()
+        {
+            remove_directory(parent)?;
+        }
+        Ok(removed)
+    }
+
+    /// Compares each pinned map with what the object declares; aya would take any.
+    pub(super) fn check_maps(&self, object: &Object) -> Result<(), DatapathError> {
+        for name in Self::list(&self.maps())? {
+            let Some(declared) = object.maps.get(&name) else {
+                continue;
+            };
+            let info = MapInfo::from_pin(self.map(&name)).map_err(|error| DatapathError::Aya {
+                what: format!("can't look at pinned map {name}"),
+                error: Box::new(error),
+            })?;
+            let found = Layout {
+                kind: info.map_type().map_or(0, |kind| kind as u32),
+                key: info.key_size(),
+                value: info.value_size(),
+                entries: info.max_entries(),
+                flags: info.map_flags(),
+            };
+            let wanted = Layout {
+                kind: declared.map_type(),
+                key: declared.key_size(),
+                value: declared.value_size(),
+                entries: declared.max_entries(),
+                flags: declared.map_flags(),
+            };
+            if found != wanted {
+                return Err(DatapathError::MapLayout {
+                    map: name,
+                    found: found.to_string(),
+                    wanted: wanted.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), DatapathError> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(DatapathError::Io {
+            what: format!("can't remove {}", path.display()),
+            error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// All that two maps of one name must have in common.
+#[derive(PartialEq, Eq)]
+struct Layout {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "type {} key {} B value {} B max_entries {} flags {:#x}",
+            self.kind, self.key, self.value, self.entries, self.flags
+        )
+    }
+}

@@ -1,0 +1,213 @@
+//! A kernel in memory that watches what every packet would meet after each operation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::maps::{Endpoint, FLAG_COVERED, MODE_OFF};
+
+use super::apply::Executor;
+use super::op::Op;
+use crate::compile::{DesiredState, Digest, Policy};
+use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+
+/// The kernel, and what of it `Observed` leaves out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Model {
+    pub(super) state: Observed,
+    /// What was written of each policy.
+    pub(super) policies: BTreeMap<u32, Policy>,
+    pub(super) devices_alive: BTreeSet<u32>,
+    /// Slots whose counters are zero.
+    pub(super) zeroed: BTreeSet<u32>,
+    /// Slots whose flows were taken over.
+    pub(super) adopted: BTreeSet<u32>,
+    /// Operations that still succeed; then every third fails, or, after a crash, all.
+    pub(super) fuel: u32,
+    pub(super) crash: bool,
+    pub(super) writes: u64,
+}
+
+impl Model {
+    /// What breaks a promise now, if anything does.
+    fn check(&self) -> Result<(), String> {
+        let endpoints = self
+            .state
+            .devices
+            .values()
+            .chain(self.state.cgroups.values());
+        for endpoint in endpoints {
+            self.check_endpoint(endpoint)?;
+        }
+        for (cgroup, endpoint) in &self.state.cgroups {
+            let hooked = |(ifindex, other): (&u32, &Endpoint)| {
+                other.slot == endpoint.slot
+                    && other.mode != MODE_OFF
+                    && self.is_hooked(*ifindex, Direction::Ingress)
+            };
+            if endpoint.flags & FLAG_COVERED != 0
+                && self
+                    .devices_alive
+                    .iter()
+                    .any(|ifindex| self.owns(endpoint.slot, *ifindex))
+                && !self.state.devices.iter().any(hooked)
+            {
+                return Err(format!("cgroup {cgroup} passes, and no device hook stands"));
+            }
+        }
+        for (ifindex, direction) in self.state.links.keys() {
+            let standing = self.is_hooked(*ifindex, *direction);
+            if standing && !self.state.devices.contains_key(ifindex) {
+                return Err(format!(
+                    "the hook on device {ifindex} has no entry: it passes all"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn owns(&self, slot: u32, ifindex: u32) -> bool {
+        let entry = self.state.devices.get(&ifindex);
+        entry.is_some_and(|endpoint| endpoint.slot == slot)
+    }
+
+    fn is_hooked(&self, ifindex: u32, direction: Direction) -> bool {
+        let link = self.state.link(ifindex, direction);
+        link.is_some_and(LinkState::stands)
+    }
+
+    fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
+        if !self.state.slots.contains_key(&endpoint.slot) {
+            return Err(format!("slot {} belongs to nobody", endpoint.slot));
+        }
+        if endpoint.mode == MODE_OFF {
+            return Ok(());
+        }
+        let number = endpoint.policy;
+        match self.state.policies.get(&number) {
+            Some(info) if info.complete == 1 => {
+                let entries = self.policies.get(&number);
+                let whole = entries.is_some_and(|policy| digest(policy) == info.digest);
+                whole
+                    .then_some(())
+                    .ok_or_else(|| format!("policy {number} is complete, and is not whole"))
+            }
+            _ => Err(format!("policy {number} is in use, and is not complete")),
+        }
+    }
+
+    /// Devices come and go by themselves.
+    pub(super) fn set_alive(&mut self, alive: BTreeSet<u32>) {
+        for ((ifindex, _), state) in &mut self.state.links {
+            if !alive.contains(ifindex) {
+                *state = LinkState::Gone;
+            }
+        }
+        self.devices_alive = alive;
+    }
+
+    fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), String> {
+        if !self.devices_alive.contains(&ifindex) {
+            return Err("the device is gone".into());
+        }
+        let slot = self.state.devices.get(&ifindex).map(|e| e.slot);
+        let slot = slot.ok_or("a hook must not come before its entry")?;
+        if direction == Direction::Ingress && !self.adopted.contains(&slot) {
+            return Err("panic: packets are dropped before flows are taken over".into());
+        }
+        self.state
+            .links
+            .insert((ifindex, direction), LinkState::Good);
+        Ok(())
+    }
+
+    fn attach_cgroup(&mut self, hook: CgroupHook) {
+        self.state.cgroup_links.insert(hook, LinkState::Good);
+    }
+}
+
+/// The digest of a test's policy: its first rule says it.
+pub(super) fn digest(policy: &Policy) -> Digest {
+    let name = policy.rules.first().map_or("", String::as_str);
+    [name.parse().unwrap_or(0); 32]
+}
+
+impl Executor for Model {
+    type Error = String;
+
+    fn observe(&mut self) -> Result<Observed, String> {
+        Ok(self.state.clone())
+    }
+
+    fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {
+        if self.fuel == 0 {
+            if !self.crash {
+                self.fuel = 2;
+            }
+            return Err("out of luck".into());
+        }
+        self.fuel -= 1;
+        let state = &mut self.state;
+        match op {
+            Op::SetConfig(config) => state.config = Some(*config),
+            Op::SetPolicyInfo { number, info } => {
+                state.policies.insert(*number, *info);
+            }
+            Op::WritePolicy { number, digest } => {
+                let policy = desired.policies[digest].clone();
+                self.policies.insert(*number, policy);
+            }
+            Op::ClearPolicy { number } => {
+                self.policies.remove(number);
+            }
+            Op::RemovePolicyInfo { number } => {
+                assert!(
+                    !self.policies.contains_key(number),
+                    "entries nobody finds again"
+                );
+                state.policies.remove(number);
+            }
+            Op::ZeroCounters { slot } => {
+                self.zeroed.insert(*slot);
+            }
+            Op::SetPodInfo { slot, info } => {
+                let same = state.slots.get(slot).is_some_and(|old| old.uid == info.uid);
+                assert!(
+                    same || self.zeroed.remove(slot),
+                    "counters of the last owner"
+                );
+                state.slots.insert(*slot, **info);
+            }
+            Op::RemovePodInfo { slot } => {
+                state.slots.remove(slot);
+                self.adopted.remove(slot);
+            }
+            Op::SetDevice { ifindex, endpoint } => {
+                state.devices.insert(*ifindex, *endpoint);
+            }
+            Op::RemoveDevice { ifindex } => {
+                state.devices.remove(ifindex);
+            }
+            Op::SetCgroup { cgroup, endpoint } => {
+                state.cgroups.insert(*cgroup, *endpoint);
+            }
+            Op::RemoveCgroup { cgroup } => {
+                state.cgroups.remove(cgroup);
+            }
+            Op::AdoptFlows { slot, .. } => {
+                self.adopted.insert(*slot);
+            }
+            Op::Attach { ifindex, direction } => self.attach(*ifindex, *direction)?,
+            Op::Swap { ifindex, direction } => {
+                state.links.insert((*ifindex, *direction), LinkState::Good);
+            }
+            Op::Detach { ifindex, direction } => {
+                state.links.remove(&(*ifindex, *direction));
+            }
+            Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook),
+        }
+        self.writes += 1;
+        if let Err(broken) = self.check() {
+            panic!("after {op}: {broken}\n{:#?}", self.state);
+        }
+        Ok(1)
+    }
+}

@@ -1,0 +1,232 @@
+//! Which pod is covered by what.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::compile::{DesiredPod, DesiredState, Hold};
+use crate::datapath::maps::text;
+use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::node::{Sighting, Sightings};
+use egress_common::maps::FLAG_COVERED;
+
+/// Whether a pod is held by what should hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coverage {
+    /// The hooks on all of its devices stand.
+    Covered,
+    /// It is in the node's network: the cgroup hook decides about its packets.
+    HostNetwork,
+    /// No lockdown selects it, or it is a gateway.
+    NotHeld,
+    /// It has no process yet; the gate is closed for it.
+    Waiting,
+    /// It should be held, and is not, or not at every way out.
+    Uncovered,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub service_account: String,
+    /// `off`, `audit` or `enforce`.
+    pub mode: &'static str,
+    pub gateway: bool,
+    pub coverage: Coverage,
+    /// Why it is uncovered, or what could not be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<u64>,
+    /// Number of its policy in the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<u32>,
+    pub lockdowns: Vec<String>,
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// One device of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    pub ifindex: u32,
+    /// Empty where the device was not seen this time.
+    pub name: String,
+    /// Hook for packets from the pod.
+    pub ingress: Option<LinkState>,
+    /// Hook for packets to the pod.
+    pub egress: Option<LinkState>,
+}
+
+/// All pods of the node and the hooks they share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Hooks on kubepods; one that is not here is not attached.
+    pub cgroup_hooks: BTreeMap<CgroupHook, LinkState>,
+    pub pods: Vec<PodStatus>,
+}
+
+impl NodeStatus {
+    /// Pods that should be held and are not.
+    pub fn uncovered(&self) -> impl Iterator<Item = &PodStatus> {
+        let pods = self.pods.iter();
+        pods.filter(|pod| pod.coverage == Coverage::Uncovered)
+    }
+}
+
+/// What covers each desired pod; `errors` are those of the last reconciliation, by UID.
+/// Sorted by namespace and name.
+pub fn status(
+    desired: &DesiredState,
+    sightings: &Sightings,
+    observed: &Observed,
+    errors: &BTreeMap<String, String>,
+) -> NodeStatus {
+    let slots: BTreeMap<String, u32> = observed
+        .slots
+        .iter()
+        .map(|(slot, info)| (text(&info.uid), *slot))
+        .collect();
+    let nothing = Sighting::default();
+    let mut pods: Vec<PodStatus> = desired
+        .pods
+        .values()
+        .map(|pod| {
+            let sighting = sightings.get(&pod.uid).unwrap_or(&nothing);
+            let slot = slots.get(&pod.uid).copied();
+            pod_status(pod, sighting, slot, observed, errors.get(&pod.uid))
+        })
+        .collect();
+    pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    NodeStatus {
+        cgroup_hooks: observed.cgroup_links.clone(),
+        pods,
+    }
+}
+
+fn pod_status(
+    pod: &DesiredPod,
+    sighting: &Sighting,
+    slot: Option<u32>,
+    observed: &Observed,
+    error: Option<&String>,
+) -> PodStatus {
+    let own = |ifindex: &u32| {
+        let entry = observed.devices.get(ifindex);
+        entry.is_some_and(|endpoint| Some(endpoint.slot) == slot)
+    };
+    let mut names: BTreeMap<u32, String> = observed
+        .devices
+        .keys()
+        .filter(|ifindex| own(ifindex))
+        .map(|ifindex| (*ifindex, String::new()))
+        .collect();
+    names.extend(
+        sighting
+            .devices
+            .iter()
+            .map(|device| (device.ifindex, device.name.clone())),
+    );
+    let foreign = names.keys().find(|ifindex| !own(ifindex)).copied();
+    let devices: Vec<DeviceStatus> = names
+        .into_iter()
+        .map(|(ifindex, name)| DeviceStatus {
+            ifindex,
+            name,
+            ingress: observed.link(ifindex, Direction::Ingress),
+            egress: observed.link(ifindex, Direction::Egress),
+        })
+        .collect();
+    let entry = sighting.cgroup.and_then(|id| observed.cgroups.get(&id));
+    let (coverage, reason) = coverage(pod, sighting, &devices, foreign, entry, observed);
+    PodStatus {
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        service_account: pod.service_account.clone(),
+        mode: match pod.hold {
+            Hold::Off => "off",
+            Hold::Audit => "audit",
+            Hold::Enforce => "enforce",
+        },
+        gateway: pod.gateway,
+        // What could not be done for a held pod leaves it open until shown otherwise.
+        coverage: if error.is_some() && pod.hold != Hold::Off {
+            Coverage::Uncovered
+        } else {
+            coverage
+        },
+        reason: error.cloned().or(reason),
+        slot,
+        cgroup: sighting.cgroup,
+        policy: entry
+            .map(|endpoint| endpoint.policy)
+            .filter(|policy| *policy != 0),
+        lockdowns: pod.lockdowns.clone(),
+        devices,
+    }
+}
+
+fn coverage(
+    pod: &DesiredPod,
+    sighting: &Sighting,
+    devices: &[DeviceStatus],
+    foreign: Option<u32>,
+    entry: Option<&egress_common::maps::Endpoint>,
+    observed: &Observed,
+) -> (Coverage, Option<String>) {
+    let uncovered = |reason: &str| (Coverage::Uncovered, Some(reason.to_owned()));
+    if pod.hold == Hold::Off {
+        return (Coverage::NotHeld, None);
+    }
+    if !sighting.running && devices.is_empty() {
+        return (Coverage::Waiting, None);
+    }
+    if let Some(reason) = &sighting.uncoverable {
+        return uncovered(reason);
+    }
+    let gate = CgroupHook::Egress;
+    let gate_stands = observed
+        .cgroup_links
+        .get(&gate)
+        .is_some_and(|state| state.stands());
+    if pod.host_network {
+        return if !gate_stands {
+            uncovered("the cgroup hook does not stand")
+        } else if entry.is_none() {
+            uncovered("its cgroup has no entry")
+        } else {
+            (Coverage::HostNetwork, None)
+        };
+    }
+    if sighting.host_network {
+        return uncovered("a process of it is in the node's network namespace");
+    }
+    if devices.is_empty() {
+        return uncovered("no device of it was found on the node");
+    }
+    if let Some(ifindex) = foreign {
+        return uncovered(&format!("device {ifindex} is held for another pod"));
+    }
+    let bare = devices
+        .iter()
+        .find(|device| !observed.is_covered(device.ifindex));
+    if let Some(device) = bare {
+        return uncovered(&format!(
+            "a hook on device {} does not stand",
+            device.ifindex
+        ));
+    }
+    if entry.is_some_and(|endpoint| endpoint.flags & FLAG_COVERED == 0) {
+        return uncovered("its cgroup is not marked as covered yet");
+    }
+    (Coverage::Covered, None)
+}

@@ -1,0 +1,344 @@
+//! Random histories against the model: crashes, failures, devices that come and go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::maps::{
+    Config, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_AUDIT, MODE_ENFORCE, MODE_OFF,
+};
+use proptest::prelude::*;
+
+use super::model::{Model, digest};
+use super::{Coverage, Reconciler, status};
+use crate::api::lockdown::OnDeny;
+use crate::compile::{DesiredPod, DesiredState, Hold, Policy};
+use crate::datapath::maps::text;
+use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::node::{Device, Sighting, Sightings};
+
+const CONFIG: Config = Config {
+    qos_cgroups: [0; 2],
+    kubepods_level: 1,
+    event_interval_ns: 1,
+    event_burst: 1,
+    unknown_mode: MODE_ENFORCE,
+    pad: [0; 3],
+};
+
+/// One pod at one time.
+#[derive(Clone, Debug)]
+struct PodNow {
+    /// Its object is there.
+    declared: bool,
+    host_network: bool,
+    hold: Hold,
+    /// Which of some policies.
+    policy: u8,
+    /// Its cgroup is there.
+    running: bool,
+    /// Devices that lead to it, of those that live.
+    devices: BTreeSet<u32>,
+    uncoverable: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Moment {
+    pods: Vec<PodNow>,
+    alive: BTreeSet<u32>,
+    /// Operations that succeed, and whether the agent dies then.
+    fuel: u32,
+    crash: bool,
+}
+
+fn pod_now() -> impl Strategy<Value = PodNow> {
+    (
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.15),
+        prop_oneof![Just(Hold::Off), Just(Hold::Audit), Just(Hold::Enforce)],
+        1_u8..4,
+        prop::bool::weighted(0.85),
+        prop::collection::btree_set(1_u32..7, 0..3),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(
+            |(declared, host_network, hold, policy, running, devices, uncoverable)| PodNow {
+                declared,
+                host_network,
+                hold,
+                policy,
+                running,
+                devices,
+                uncoverable,
+            },
+        )
+}
+
+fn moment() -> impl Strategy<Value = Moment> {
+    (
+        prop::collection::vec(pod_now(), 4),
+        prop::collection::btree_set(1_u32..7, 2..7),
+        prop_oneof![0_u32..40, Just(1000)],
+        any::<bool>(),
+    )
+        .prop_map(|(pods, alive, fuel, crash)| Moment {
+            pods,
+            alive,
+            fuel,
+            crash,
+        })
+}
+
+fn uid(index: usize) -> String {
+    format!("uid-{index}")
+}
+
+fn cgroup(index: usize) -> u64 {
+    100 + index as u64
+}
+
+impl Moment {
+    fn desired(&self) -> DesiredState {
+        let mut desired = DesiredState::default();
+        for (index, now) in self.pods.iter().enumerate().filter(|(_, now)| now.declared) {
+            let held = now.hold != Hold::Off;
+            let policy = Policy {
+                rules: vec![now.policy.to_string()],
+                ..Policy::default()
+            };
+            let pod = DesiredPod {
+                uid: uid(index),
+                namespace: "ns".into(),
+                name: format!("pod-{index}"),
+                service_account: "default".into(),
+                v4: Some([10, 0, 0, u8::try_from(index).unwrap()].into()),
+                v6: None,
+                host_network: now.host_network,
+                gateway: false,
+                hold: now.hold,
+                on_deny: OnDeny::Drop,
+                policy: held.then(|| digest(&policy)),
+                lockdowns: vec![],
+            };
+            if held {
+                desired.policies.insert(digest(&policy), policy);
+            }
+            desired.pods.insert(pod.uid.clone(), pod);
+        }
+        desired
+    }
+
+    fn sightings(&self) -> Sightings {
+        let seen = |(index, now): (usize, &PodNow)| {
+            let sighting = if now.running {
+                Sighting {
+                    cgroup: Some(cgroup(index)),
+                    devices: now
+                        .devices
+                        .intersection(&self.alive)
+                        .map(|ifindex| Device {
+                            ifindex: *ifindex,
+                            name: format!("veth{ifindex}"),
+                        })
+                        .collect(),
+                    running: true,
+                    uncoverable: now.uncoverable.then(|| "a tunnel".to_owned()),
+                    ..Sighting::default()
+                }
+            } else {
+                Sighting::default()
+            };
+            (uid(index), sighting)
+        };
+        self.pods.iter().enumerate().map(seen).collect()
+    }
+}
+
+/// What must be true when all is in step, told without the plan.
+fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseError> {
+    let slots: BTreeMap<String, u32> = observed
+        .slots
+        .iter()
+        .map(|(slot, info)| (text(&info.uid), *slot))
+        .collect();
+    prop_assert_eq!(slots.len(), observed.slots.len(), "one slot a pod");
+    let sightings = moment.sightings();
+    for (index, now) in moment.pods.iter().enumerate() {
+        let slot = slots.get(&uid(index)).copied();
+        let Some(entry) = observed.cgroups.get(&cgroup(index)) else {
+            prop_assert!(!(now.declared && now.running), "pod {} has no entry", index);
+            continue;
+        };
+        prop_assert_eq!(Some(entry.slot), slot);
+        if !now.declared || !now.running {
+            continue;
+        }
+        let mode = match now.hold {
+            Hold::Off => MODE_OFF,
+            Hold::Audit => MODE_AUDIT,
+            Hold::Enforce => MODE_ENFORCE,
+        };
+        prop_assert_eq!(entry.mode, mode);
+        let named = observed.policies.get(&entry.policy).map(|info| info.digest);
+        let wanted = (now.hold != Hold::Off).then_some([now.policy; 32]);
+        prop_assert_eq!(named, wanted);
+        prop_assert_eq!(entry.flags & FLAG_HOST_NETWORK != 0, now.host_network);
+        let seen = &sightings[&uid(index)].devices;
+        let own = |ifindex: u32| {
+            let device = observed.devices.get(&ifindex);
+            device.is_some_and(|device| Some(device.slot) == slot)
+        };
+        if entry.flags & FLAG_COVERED != 0 {
+            prop_assert!(now.hold != Hold::Off && !now.host_network && !now.uncoverable);
+            prop_assert!(seen.iter().all(|device| own(device.ifindex)));
+            prop_assert!(observed.devices.keys().any(|ifindex| own(*ifindex)));
+        } else if now.hold != Hold::Off && !now.host_network && !now.uncoverable {
+            let foreign = seen.iter().any(|device| !own(device.ifindex));
+            prop_assert!(seen.is_empty() || foreign, "pod {} is not covered", index);
+        }
+        if now.hold != Hold::Off {
+            for device in seen {
+                prop_assert!(observed.devices.contains_key(&device.ifindex));
+            }
+        }
+    }
+    for (ifindex, endpoint) in &observed.devices {
+        for direction in Direction::BOTH {
+            prop_assert_eq!(observed.link(*ifindex, direction), Some(LinkState::Good));
+        }
+        prop_assert!(
+            endpoint.mode != MODE_OFF,
+            "who is not held has no device hook"
+        );
+        prop_assert!(moment.alive.contains(ifindex));
+    }
+    let hooked: BTreeSet<u32> = observed.links.keys().map(|(index, _)| *index).collect();
+    let known: BTreeSet<u32> = observed.devices.keys().copied().collect();
+    prop_assert_eq!(hooked, known, "no hook without its entry");
+    let mut used = observed.used_policies();
+    used.remove(&0);
+    let wanted = moment.desired().policies;
+    for (number, info) in &observed.policies {
+        let is_wanted = wanted.contains_key(&info.digest);
+        prop_assert!(
+            used.contains(number) || is_wanted,
+            "policy {} is left",
+            number
+        );
+    }
+    prop_assert_eq!(observed.cgroup_links.len(), CgroupHook::ALL.len());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// The model panics on any state between two operations that leaks or breaks; see there.
+    #[test]
+    fn any_history_ends_in_the_desired_state(
+        moments in prop::collection::vec(moment(), 1..8)
+    ) {
+        let mut reconciler = Reconciler::new(Model::default());
+        for (time, moment) in moments.iter().enumerate() {
+            let (desired, sightings) = (moment.desired(), moment.sightings());
+            let model = &mut reconciler.executor;
+            model.set_alive(moment.alive.clone());
+            (model.fuel, model.crash) = (moment.fuel, moment.crash);
+            // As far as it gets.
+            let now_ns = time as u64 + 1;
+            reconciler.reconcile(&desired, &sightings, CONFIG, now_ns).unwrap();
+            reconciler.executor.fuel = u32::MAX;
+            if moment.crash && time + 1 < moments.len() {
+                // The world goes on before the agent is back.
+                continue;
+            }
+            let report = reconciler.reconcile(&desired, &sightings, CONFIG, now_ns).unwrap();
+            prop_assert_eq!(&report.failures, &[]);
+            check_settled(moment, &report.observed)?;
+            let errors = report.errors();
+            for pod in status(&desired, &sightings, &report.observed, &errors).pods {
+                let entry = pod.cgroup.and_then(|cgroup| report.observed.cgroups.get(&cgroup));
+                if let Some(entry) = entry {
+                    let covered = entry.flags & FLAG_COVERED != 0;
+                    prop_assert_eq!(covered, pod.coverage == Coverage::Covered, "{:?}", pod);
+                }
+            }
+            let writes = reconciler.executor.writes;
+            let report = reconciler.reconcile(&desired, &sightings, CONFIG, now_ns + 9).unwrap();
+            prop_assert_eq!(report.writes, 0);
+            prop_assert_eq!(reconciler.executor.writes, writes);
+        }
+    }
+}
+
+fn one(hold: Hold, devices: &[u32]) -> Moment {
+    let pod = PodNow {
+        declared: true,
+        host_network: false,
+        hold,
+        policy: 1,
+        running: true,
+        devices: devices.iter().copied().collect(),
+        uncoverable: false,
+    };
+    Moment {
+        pods: vec![pod],
+        alive: (1..7).collect(),
+        fuel: u32::MAX,
+        crash: false,
+    }
+}
+
+fn settle(reconciler: &mut Reconciler<Model>, moment: &Moment) -> Observed {
+    let model = &mut reconciler.executor;
+    model.set_alive(moment.alive.clone());
+    model.fuel = u32::MAX;
+    let report = reconciler.reconcile(&moment.desired(), &moment.sightings(), CONFIG, 1);
+    let report = report.unwrap();
+    assert_eq!(report.failures, []);
+    report.observed
+}
+
+#[test]
+fn a_device_stays_the_pods_when_its_other_end_is_moved_away() {
+    let mut reconciler = Reconciler::new(Model::default());
+    settle(&mut reconciler, &one(Hold::Enforce, &[3]));
+    let mut moved = one(Hold::Enforce, &[]);
+    let observed = settle(&mut reconciler, &moved);
+    assert!(observed.is_covered(3));
+    // Also when another pod has that end now.
+    moved.pods.push(one(Hold::Audit, &[3]).pods.remove(0));
+    let observed = settle(&mut reconciler, &moved);
+    assert_eq!(observed.devices[&3].mode, MODE_ENFORCE);
+    assert_eq!(observed.cgroups[&cgroup(1)].flags & FLAG_COVERED, 0);
+    // Until the device has gone.
+    moved.alive.remove(&3);
+    let observed = settle(&mut reconciler, &moved);
+    assert!(observed.devices.is_empty() && observed.links.is_empty());
+}
+
+#[test]
+fn a_held_pod_without_an_object_stays_held_while_it_runs() {
+    let mut reconciler = Reconciler::new(Model::default());
+    let mut moment = one(Hold::Enforce, &[3]);
+    let held = settle(&mut reconciler, &moment);
+    moment.pods[0].declared = false;
+    assert_eq!(settle(&mut reconciler, &moment), held);
+    moment.pods[0].running = false;
+    let observed = settle(&mut reconciler, &moment);
+    assert!(observed.slots.is_empty() && observed.devices.is_empty());
+    assert!(observed.cgroups.is_empty() && observed.policies.is_empty());
+}
+
+#[test]
+fn the_gate_stays_open_until_every_known_pod_has_its_entry() {
+    let mut reconciler = Reconciler::new(Model::default());
+    let moment = one(Hold::Enforce, &[3]);
+    reconciler.executor.set_alive(moment.alive.clone());
+    // Enough for the settings and a part of the policy.
+    (reconciler.executor.fuel, reconciler.executor.crash) = (2, true);
+    let report = reconciler.reconcile(&moment.desired(), &moment.sightings(), CONFIG, 1);
+    let report = report.unwrap();
+    assert!(!report.in_sync());
+    assert!(report.observed.cgroup_links.is_empty());
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.cgroup_links.len(), CgroupHook::ALL.len());
+}
