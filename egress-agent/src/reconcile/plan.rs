@@ -16,6 +16,7 @@ use egress_common::maps::{
     MODE_ENFORCE, MODE_OFF, PodInfo, PolicyInfo,
 };
 
+use super::near::Near;
 use super::op::{Op, Plan, Step, Subject};
 use crate::api::lockdown::OnDeny;
 use crate::compile::{DesiredPod, DesiredState, Digest, Hold, Policy};
@@ -47,6 +48,11 @@ pub fn plan(
         settings,
         plan: Plan::default(),
         numbers: BTreeMap::new(),
+        near: desired
+            .policies
+            .iter()
+            .map(|(digest, policy)| (*digest, Near::of(policy)))
+            .collect(),
         adopt: Vec::new(),
         close: Vec::new(),
         cgroups: BTreeSet::new(),
@@ -122,6 +128,7 @@ struct Planner<'a> {
     settings: &'a Settings,
     plan: Plan,
     numbers: BTreeMap<Digest, u32>,
+    near: BTreeMap<Digest, Near>,
     /// Steps that come after all egress hooks, and those after all flows are taken over.
     adopt: Vec<Step>,
     close: Vec<Step>,
@@ -435,6 +442,12 @@ impl<'a> Planner<'a> {
         let in_node = pod.host_network || sighting.is_some_and(|s| s.host_network);
         let held = pod.hold != Hold::Off;
         let number = pod.policy.and_then(|digest| self.numbers.get(&digest));
+        // Without a number the policy is not there, and neither is what is near.
+        let near = pod
+            .policy
+            .filter(|_| held && number.is_some())
+            .and_then(|digest| self.near.get(&digest).copied())
+            .unwrap_or_default();
         Endpoint {
             slot,
             policy: number.copied().filter(|_| held).unwrap_or(0),
@@ -452,6 +465,10 @@ impl<'a> Planner<'a> {
             zero: 0,
             v6_be: pod.v6.map_or([0; 16], |ip| ip.octets()),
             since_ns,
+            exact_networks: near.exact_networks,
+            near4: near.near4,
+            near6: near.near6,
+            pad: [0; 4],
         }
     }
 
