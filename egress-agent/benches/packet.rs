@@ -21,6 +21,9 @@ const REPEAT: u32 = 100_000;
 /// Rounds through all cases. What is printed is the median, so that a disturbed round is left out.
 const ROUNDS: usize = 21;
 
+/// Slot of a pod that has had a connection from outside.
+const WITH_CLIENTS: u32 = 9;
+
 struct Case {
     name: &'static str,
     program: &'static str,
@@ -81,6 +84,10 @@ fn cases() -> Vec<Case> {
     let held = policy::endpoints()[0];
     let audited = Endpoint {
         mode: MODE_AUDIT,
+        ..held
+    };
+    let with_clients = Endpoint {
+        slot: WITH_CLIENTS,
         ..held
     };
     let off = Endpoint {
@@ -144,7 +151,7 @@ fn cases() -> Vec<Case> {
             "reply to outside",
             from,
             &frame(&OUTSIDE4, TCP, 80, TCP_ACK),
-            held,
+            with_clients,
             None,
         ),
         case(
@@ -207,7 +214,7 @@ fn main() {
     // No events: what is measured is the way that a flood takes.
     kernel.configure(0, 0);
     let key = flow::key(
-        policy::endpoints()[0].slot,
+        WITH_CLIENTS,
         TCP,
         mapped(u32::from_ne_bytes(OUTSIDE4)),
         80_u16.to_be(),

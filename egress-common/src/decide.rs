@@ -9,7 +9,7 @@ use crate::flow;
 use crate::limits::{FRAGMENT_NS, MAX_RANGES};
 use crate::maps::{
     DENY_REJECT, Endpoint, ExactKey4, ExactKey6, ExactRule, Fragment, FragmentKey, MODE_AUDIT,
-    MODE_OFF, NO_RULE, PrefixRule, pair, word,
+    MODE_OFF, NEAR4, NEAR6, NO_RULE, PrefixRule, pair, word,
 };
 use crate::packet::{
     self, Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP, icmp,
@@ -195,8 +195,13 @@ fn ip<P: Packet, T: Tables>(
     let ported = matches!(headers.proto, TCP | UDP | SCTP);
     let own = matches!(side, Side::Cgroup) || is_own(headers, endpoint);
     if ported && own && !headers.is_later_fragment() {
-        // The common end comes first, and is left early.
-        if let Some(rule) = exact(headers, endpoint.policy, tables) {
+        // The common ends come first, and are left early.
+        if headers.proto == TCP
+            && let Some(rule) = near(headers, endpoint)
+        {
+            return End::new(Reason::Gateway, rule);
+        }
+        if let Some(rule) = exact(headers, endpoint, tables) {
             return End::new(passing(rule.reason), rule.rule);
         }
     }
@@ -234,7 +239,7 @@ fn uncommon<P: Packet, T: Tables>(
             return end;
         }
     }
-    if flow::is_reply(tables, endpoint, headers) {
+    if flow::may_be_reply(tables, endpoint, headers) && flow::is_reply(tables, endpoint, headers) {
         return End::bare(Reason::Reply);
     }
     prefix(headers, endpoint.policy, tables)
@@ -393,7 +398,7 @@ fn icmp_error<P: Packet, T: Tables>(
     if flow::opened_from_outside(tables, endpoint, &quoted) {
         return End::bare(Reason::IcmpError);
     }
-    if let Some(rule) = exact(&quoted, endpoint.policy, tables) {
+    if let Some(rule) = exact(&quoted, endpoint, tables) {
         return End::new(Reason::IcmpError, rule.rule);
     }
     let end = prefix(&quoted, endpoint.policy, tables);
@@ -404,8 +409,43 @@ fn icmp_error<P: Packet, T: Tables>(
     }
 }
 
+/// A gateway that the endpoint itself names. Indexed, because the verifier can't follow a pointer
+/// that runs over the stack.
 #[inline(always)]
-fn exact<T: Tables>(headers: &Headers, policy: u32, tables: &T) -> Option<ExactRule> {
+#[allow(clippy::needless_range_loop, reason = "see above")]
+fn near(headers: &Headers, endpoint: &Endpoint) -> Option<u16> {
+    let port = headers.dst_port_be;
+    if headers.v6 {
+        for i in 0..NEAR6 {
+            let near = endpoint.near6[i];
+            if words(near.addr_be) == headers.dst && is_port(near.port_be, port) {
+                return Some(near.rule);
+            }
+        }
+    } else {
+        for i in 0..NEAR4 {
+            let near = endpoint.near4[i];
+            let same = u32::from_ne_bytes(near.addr_be) == headers.dst[3];
+            if same && is_port(near.port_be, port) {
+                return Some(near.rule);
+            }
+        }
+    }
+    None
+}
+
+/// An unused entry has port zero, and matches nothing.
+#[inline(always)]
+const fn is_port(near_be: [u8; 2], port_be: u16) -> bool {
+    u16::from_ne_bytes(near_be) == port_be && port_be != 0
+}
+
+#[inline(always)]
+fn exact<T: Tables>(headers: &Headers, endpoint: &Endpoint, tables: &T) -> Option<ExactRule> {
+    if endpoint.exact_networks & (1 << flow::network(headers.v6, headers.dst)) == 0 {
+        return None;
+    }
+    let policy = endpoint.policy;
     let last = pair(headers.dst_port_be, u16::from_ne_bytes([headers.proto, 0]));
     if headers.v6 {
         let [a, b, c, d] = headers.dst;

@@ -4,8 +4,8 @@
 use crate::limits::{
     ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
 };
-use crate::maps::{Endpoint, Flow, FlowKey, pair, word};
-use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, icmp};
+use crate::maps::{Endpoint, Flow, FlowKey, network4, network6, pair, word};
+use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, bytes, icmp};
 use crate::tables::{Full, Tables};
 
 /// The pod has sent a FIN.
@@ -86,18 +86,32 @@ pub fn opened_from_outside<T: Tables>(tables: &T, endpoint: &Endpoint, headers: 
     }
 }
 
-/// A packet from the pod: is it a reply in a flow that was opened from outside?
-#[inline(never)]
-pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
-    let may_reply = match headers.proto {
+/// Number of the network of an address.
+#[inline(always)]
+pub fn network(v6: bool, address: Address) -> usize {
+    if v6 {
+        network6(bytes(address))
+    } else {
+        network4(address[3].to_ne_bytes())
+    }
+}
+
+/// A packet from the pod: false if it is no reply in a flow that was opened from outside, told
+/// without looking for the flow.
+#[inline(always)]
+pub fn may_be_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
+    let kind = match headers.proto {
         ICMP => headers.flags == icmp::ECHO_REPLY,
         ICMPV6 => matches!(headers.flags, icmp::ECHO_REPLY_V6 | icmp::NEIGHBOUR_ADVERT),
         UDP => true,
         _ => !headers.opens(),
     };
-    if !may_reply {
-        return false;
-    }
+    kind && tables.inbound(endpoint.slot, network(headers.v6, headers.dst))
+}
+
+/// A packet from the pod that [`may_be_reply`]: is it a reply in a flow that was opened from outside?
+#[inline(never)]
+pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
     let key = key(
         endpoint.slot,
         headers.proto,
@@ -190,6 +204,7 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
         let _ = touch_out(tables, endpoint, &key, false);
         return;
     }
+    tables.set_inbound(endpoint.slot, network(headers.v6, headers.src));
     // Not written: the reply is dropped. Closed, not open.
     let _ = tables.set_flow_in(
         &key,

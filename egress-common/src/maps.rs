@@ -18,6 +18,7 @@ pub mod name {
     pub const PREFIX6: &str = "sp_prefix6";
     pub const FLOWS_IN: &str = "sp_flows_in";
     pub const FLOWS_OUT: &str = "sp_flows_out";
+    pub const INBOUND: &str = "sp_inbound";
     pub const FRAGMENTS: &str = "sp_fragments";
     pub const ORIGINS: &str = "sp_origins";
     pub const COUNTERS: &str = "sp_counters";
@@ -68,6 +69,68 @@ pub struct Endpoint {
     /// When the pod got its slot, nanoseconds of the kernel's monotonic clock. Flows and fragments
     /// last seen before are those of the slot's last owner.
     pub since_ns: u64,
+    /// A bit for the number of the network of each whole address in the policy: where the bit of
+    /// [`network4`] or [`network6`] is not set, `sp_exact*` has nothing and is not looked at.
+    pub exact_networks: u64,
+    /// Some gateways of the policy, so that their packets need no lookup; unused ones are zero.
+    pub near4: [Near4; NEAR4],
+    pub near6: [Near6; NEAR6],
+    pub pad: [u8; 4],
+}
+
+/// Gateways that an [`Endpoint`] names itself, per address family.
+pub const NEAR4: usize = 3;
+pub const NEAR6: usize = 1;
+
+/// A gateway's listener: TCP, reason `Gateway`. `sp_exact4` has it too.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Near4 {
+    pub addr_be: [u8; 4],
+    /// Never zero in an entry that is used.
+    pub port_be: [u8; 2],
+    /// Index into the policy's rules.
+    pub rule: u16,
+}
+
+/// As [`Near4`].
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Near6 {
+    pub addr_be: [u8; 16],
+    pub port_be: [u8; 2],
+    pub rule: u16,
+}
+
+/// Networks are told apart by one of so many numbers.
+pub const NETWORKS: usize = 64;
+
+/// The number of the network that an address is in: of its first 16 bits.
+#[inline(always)]
+pub const fn network4(addr_be: [u8; 4]) -> usize {
+    let [a, b, _, _] = addr_be;
+    network(u16::from_be_bytes([a, b]) as u64)
+}
+
+/// The number of the network that an address is in: of its first 64 bits.
+#[inline(always)]
+pub const fn network6(addr_be: [u8; 16]) -> usize {
+    let [a, b, c, d, e, f, g, h, ..] = addr_be;
+    network(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// Fibonacci hashing: the top six bits of a product with 2^64 over the golden ratio.
+#[inline(always)]
+const fn network(bits: u64) -> usize {
+    (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+}
+
+/// Value of `sp_inbound`, key is the slot: by number of network, 1 where an address of it has opened
+/// a flow to the pod. Nothing is ever cleared; a stale 1 costs a look into `sp_flows_in`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    pub networks: [u8; NETWORKS],
 }
 
 /// Key of `sp_exact4`.
@@ -366,7 +429,7 @@ macro_rules! layout {
 pub(crate) use layout;
 
 layout! {
-    Endpoint = 40, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
+    Endpoint = 96, Near4 = 8, Near6 = 20, Inbound = 64, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
     PortRange = 8, PrefixRule = 132, FlowKey = 28, Flow = 16, FragmentKey = 28, Fragment = 16,
     OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 376,
     PolicyInfo = 56, RuleKey = 8, RuleInfo = 192,

@@ -2,7 +2,7 @@
 //! the kernel programs have maps and socket buffers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::maps::{
     ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey, PrefixKey4, PrefixKey6,
@@ -24,6 +24,8 @@ pub struct MemoryTables {
     pub prefix4: HashMap<(PrefixKey4, u32), PrefixRule>,
     pub prefix6: HashMap<(PrefixKey6, u32), PrefixRule>,
     pub flows_in: RefCell<HashMap<FlowKey, Flow>>,
+    /// Slot and number of network.
+    pub inbound: RefCell<HashSet<(u32, usize)>>,
     pub flows_out: RefCell<HashMap<FlowKey, Flow>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
 }
@@ -81,6 +83,14 @@ impl Tables for MemoryTables {
     fn set_flow_in(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full> {
         self.flows_in.borrow_mut().insert(*key, *flow);
         Ok(())
+    }
+
+    fn inbound(&self, slot: u32, network: usize) -> bool {
+        self.inbound.borrow().contains(&(slot, network))
+    }
+
+    fn set_inbound(&self, slot: u32, network: usize) {
+        self.inbound.borrow_mut().insert((slot, network));
     }
 
     fn flow_out(&self, key: &FlowKey) -> Option<Flow> {

@@ -24,6 +24,9 @@ pub trait Tables {
     /// Flows opened from outside the pod.
     fn flow_in(&self, key: &FlowKey) -> Option<Flow>;
     fn set_flow_in(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full>;
+    /// Whether an address of this network ([`crate::maps::network4`]) has opened a flow to the pod.
+    fn inbound(&self, slot: u32, network: usize) -> bool;
+    fn set_inbound(&self, slot: u32, network: usize);
     /// Flows opened by the pod.
     fn flow_out(&self, key: &FlowKey) -> Option<Flow>;
     fn set_flow_out(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full>;

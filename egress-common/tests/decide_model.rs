@@ -3,8 +3,8 @@
 //! no flows; it looks at the whole history each time.
 
 use egress_common::maps::{
-    DENY_DROP, Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, NO_RULE, PortRange,
-    PrefixKey4, PrefixRule,
+    DENY_DROP, Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, NEAR4, NEAR6, NO_RULE,
+    Near4, Near6, PortRange, PrefixKey4, PrefixRule, network4,
 };
 use egress_common::memory::{Bytes, MemoryTables, POLICY_BITS};
 use egress_common::packet::Headers;
@@ -461,6 +461,10 @@ proptest! {
             zero: 0,
             v6_be: [0; 16],
             since_ns: 0,
+            exact_networks: rules.exact.iter().fold(0, |all, (addr, ..)| all | 1 << network4(*addr)),
+            near4: [Near4::default(); NEAR4],
+            near6: [Near6::default(); NEAR6],
+            pad: [0; 4],
         };
         let mut now = START;
         for step in steps {

@@ -4,7 +4,8 @@ use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::event::HOOK_CGROUP;
 use egress_common::maps::{
-    Config, DENY_DROP, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_OFF, NO_RULE,
+    Config, DENY_DROP, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_OFF, NEAR4, NEAR6, NO_RULE,
+    Near4, Near6,
 };
 use egress_common::packet::{self, Headers};
 use egress_common::{Outcome, Reason, Side, Verdict, decide};
@@ -105,6 +106,18 @@ fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
         zero: 0,
         v6_be: [0; 16],
         since_ns: 0,
+        exact_networks: 0,
+        near4: [Near4 {
+            addr_be: [0; 4],
+            port_be: [0; 2],
+            rule: 0,
+        }; NEAR4],
+        near6: [Near6 {
+            addr_be: [0; 16],
+            port_be: [0; 2],
+            rule: 0,
+        }; NEAR6],
+        pad: [0; 4],
     };
     let reason = if endpoint.mode == MODE_OFF {
         Reason::NotHeld

@@ -11,8 +11,8 @@ use egress_common::limits::{
 };
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
-    Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule,
-    RuleInfo, RuleKey,
+    Inbound, NETWORKS, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
+    PrefixRule, RuleInfo, RuleKey,
 };
 use egress_common::packet::Address;
 use egress_common::tables::{Full, Tables};
@@ -35,6 +35,9 @@ static PREFIX4: LpmTrie<PrefixKey4, PrefixRule> = LpmTrie::pinned(MAX_PREFIXES, 
 static PREFIX6: LpmTrie<PrefixKey6, PrefixRule> = LpmTrie::pinned(MAX_PREFIXES, 0);
 #[map(name = "sp_flows_in")]
 static FLOWS_IN: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(MAX_FLOWS, 0);
+/// By slot.
+#[map(name = "sp_inbound")]
+static INBOUND: Array<Inbound> = Array::pinned(MAX_SLOTS, 0);
 #[map(name = "sp_flows_out")]
 static FLOWS_OUT: LruHashMap<FlowKey, Flow> = LruHashMap::pinned(MAX_FLOWS, 0);
 #[map(name = "sp_fragments")]
@@ -113,6 +116,22 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn set_flow_in(&self, key: &FlowKey, flow: &Flow) -> Result<(), Full> {
         FLOWS_IN.insert(key, flow, 0).map_err(|_| Full)
+    }
+
+    #[inline(always)]
+    fn inbound(&self, slot: u32, network: usize) -> bool {
+        match INBOUND.get(slot) {
+            Some(inbound) => inbound.networks[network % NETWORKS] != 0,
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn set_inbound(&self, slot: u32, network: usize) {
+        if let Some(inbound) = INBOUND.get_ptr_mut(slot) {
+            // SAFETY: in bounds. A byte is only ever set, so CPUs that race write the same.
+            unsafe { (*inbound).networks[network % NETWORKS] = 1 };
+        }
     }
 
     #[inline(always)]

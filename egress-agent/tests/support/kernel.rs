@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use egress_common::maps::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, MODE_ENFORCE, PodCounters,
-    PrefixKey4, PrefixKey6, PrefixRule, name,
+    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, MODE_ENFORCE,
+    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, name,
 };
 use egress_common::memory::MemoryTables;
 
@@ -159,6 +159,16 @@ impl Kernel {
         let map = self.ebpf.map_mut(name::FLOWS_IN).expect("map");
         let mut map = HashMap::<_, FlowKey, Flow>::try_from(map).expect("hash");
         map.insert(key, flow, 0).expect("insert");
+        let map = self.ebpf.map_mut(name::INBOUND).expect("map");
+        let mut map = Array::<_, Inbound>::try_from(map).expect("array");
+        map.set(
+            key.slot,
+            Inbound {
+                networks: [1; NETWORKS],
+            },
+            0,
+        )
+        .expect("set");
     }
 
     /// A pod's counters, one a CPU.

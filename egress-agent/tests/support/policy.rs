@@ -3,7 +3,8 @@
 use egress_common::frames::Pools;
 use egress_common::maps::{
     DENY_DROP, DENY_REJECT, Endpoint, ExactKey4, ExactKey6, ExactRule, MODE_AUDIT, MODE_ENFORCE,
-    NO_RULE, PortRange, PrefixKey4, PrefixKey6, PrefixRule,
+    NEAR4, NEAR6, NO_RULE, Near4, Near6, PortRange, PrefixKey4, PrefixKey6, PrefixRule, network4,
+    network6,
 };
 use egress_common::memory::{MemoryTables, POLICY_BITS};
 use egress_common::packet::{TCP, UDP};
@@ -140,6 +141,18 @@ pub fn tables() -> MemoryTables {
 
 /// Pods of every kind: held and audited, silent and rejecting, of one family and of both.
 pub fn endpoints() -> Vec<Endpoint> {
+    let port_be = 8443_u16.to_be_bytes();
+    let mut near4 = [Near4::default(); NEAR4];
+    near4[1] = Near4 {
+        addr_be: GATEWAY4,
+        port_be,
+        rule: 1,
+    };
+    let near6 = [Near6 {
+        addr_be: GATEWAY6,
+        port_be,
+        rule: 1,
+    }; NEAR6];
     let mut endpoints = Vec::new();
     for (mode, on_deny, v4, v6) in [
         (MODE_ENFORCE, DENY_DROP, true, true),
@@ -158,6 +171,11 @@ pub fn endpoints() -> Vec<Endpoint> {
             zero: 0,
             v6_be: if v6 { OWN6 } else { [0; 16] },
             since_ns: 0,
+            exact_networks: 1 << network4(GATEWAY4) | 1 << network4(DNS4) | 1 << network6(GATEWAY6),
+            // Only some pods name the gateway, so that the others find it in the table.
+            near4: if v6 { near4 } else { Default::default() },
+            near6: if v4 { near6 } else { Default::default() },
+            pad: [0; 4],
         });
     }
     endpoints
