@@ -133,7 +133,8 @@ impl<E: Executor> Reconciler<E> {
                 }
                 Err(error) => {
                     pass.fail(step, &error);
-                    if let Subject::Pod(uid) = &step.subject
+                    if is_of_hooks(&step.op)
+                        && let Subject::Pod(uid) = &step.subject
                         && let Some((cgroup, endpoint)) = plan.uncovered.get(uid)
                     {
                         self.uncover(uid, *cgroup, *endpoint, desired, pass);
@@ -166,6 +167,14 @@ impl<E: Executor> Reconciler<E> {
             Err(error) => pass.fail(&step, &error),
         }
     }
+}
+
+/// Steps towards a device's hooks; the pod has its slot by then.
+fn is_of_hooks(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetDevice { .. } | Op::Attach { .. } | Op::AdoptFlows { .. }
+    )
 }
 
 impl Pass {

@@ -357,7 +357,10 @@ impl<'a> Planner<'a> {
             policy,
             op: Op::SetCgroup { cgroup, endpoint },
         };
-        let mut present = member.sighting.cgroup.map(|cgroup| {
+        // A pod that was not seen this time keeps the entry it has, and keeps it up to date.
+        let last = known.map(|info| info.cgroup);
+        let last = last.filter(|cgroup| self.observed.cgroups.contains_key(cgroup));
+        let mut present = member.sighting.cgroup.or(last).map(|cgroup| {
             let entry = self.observed.cgroups.get(&cgroup);
             (cgroup, entry.copied())
         });
@@ -411,7 +414,6 @@ impl<'a> Planner<'a> {
                 .steps
                 .push(step(Op::SetDevice { ifindex, endpoint }));
         }
-        let first = !self.observed.is_hooked(ifindex);
         let mut attaches = false;
         for direction in [Direction::Egress, Direction::Ingress] {
             let op = match self.observed.link(ifindex, direction) {
@@ -426,7 +428,9 @@ impl<'a> Planner<'a> {
                 self.close.push(step(op));
             }
         }
-        if first {
+        // Also when the agent died between this and the hook that drops.
+        let ingress = self.observed.link(ifindex, Direction::Ingress);
+        if !ingress.is_some_and(LinkState::stands) {
             let (v4, v6) = match &member.pod {
                 PodKind::Desired(pod) => (pod.v4, pod.v6),
                 PodKind::Remains(_) => (None, None),
@@ -488,13 +492,7 @@ impl<'a> Planner<'a> {
             },
         };
         for (cgroup, endpoint) in &observed.cgroups {
-            let moved = || {
-                // The cgroup of a pod that is there, but was not seen this time: it stays.
-                members
-                    .values()
-                    .any(|member| member.slot == endpoint.slot && member.sighting.cgroup.is_none())
-            };
-            if !self.cgroups.contains(cgroup) && !moved() {
+            if !self.cgroups.contains(cgroup) {
                 let subject = subject(endpoint.slot, Subject::Cgroup(*cgroup));
                 self.step(subject, Op::RemoveCgroup { cgroup: *cgroup });
             }
