@@ -144,8 +144,9 @@ impl Node {
             outside4 = plan::OUTSIDE.v4,
             outside6 = plan::OUTSIDE.v6,
         );
-        for (cidr, via) in plan::POD_CIDRS.iter().zip(plan::NODE.all()) {
-            outside += &format!("route add {cidr} via {via} dev uplink0\n");
+        for (i, cidr) in plan::POD_CIDRS.iter().enumerate() {
+            let (via, source) = (plan::NODE.all()[i], plan::OUTSIDE.all()[i]);
+            outside += &format!("route add {cidr} via {via} dev uplink0 src {source}\n");
         }
         self.outside.ip(&outside)?;
         let routes = plan::ROUTER.all().map(|via| format!("route add default via {via}\n"));
