@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::programs::Sallyport;
 use super::signals;
 use super::world::World;
 use crate::node::pki::TRUST_DOMAIN;
@@ -27,13 +28,6 @@ pub struct Ready {
     pub writes: u64,
 }
 
-/// The agent's programs.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    pub agent: PathBuf,
-    pub egressctl: PathBuf,
-}
-
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -44,13 +38,14 @@ pub struct Agent {
 
 impl Agent {
     /// Starts it in the node's namespace and waits until it is in step.
-    pub fn start(programs: &Programs, world: &World) -> Result<(Self, Ready)> {
+    pub fn start(programs: &Sallyport, world: &World) -> Result<(Self, Ready)> {
         let node = &world.node;
         let log = node.directory().join("log/agent.log");
         let ready = run_dir(node).join("ready");
         // A killed agent could not remove it.
         if ready.exists() {
-            fs::remove_file(&ready).context("cannot remove the ready file of an agent that is gone")?;
+            fs::remove_file(&ready)
+                .context("cannot remove the ready file of an agent that is gone")?;
         }
         let output = OpenOptions::new()
             .create(true)
@@ -59,8 +54,18 @@ impl Agent {
             .with_context(|| format!("cannot open {}", log.display()))?;
         let child = node
             .host_command(&programs.agent)?
-            .args(["--node-name", plan::NODE_NAME, "--trust-domain", TRUST_DOMAIN])
-            .args(["--metrics-address", "127.0.0.1:9471", "--log-format", "json"])
+            .args([
+                "--node-name",
+                plan::NODE_NAME,
+                "--trust-domain",
+                TRUST_DOMAIN,
+            ])
+            .args([
+                "--metrics-address",
+                "127.0.0.1:9471",
+                "--log-format",
+                "json",
+            ])
             .arg("--state-dir")
             .arg(world.state.path())
             .arg("--bpffs")
@@ -92,8 +97,15 @@ impl Agent {
         let deadline = Instant::now() + PATIENCE;
         loop {
             signals::check()?;
-            if let Some(status) = self.child.try_wait().context("cannot look after the agent")? {
-                bail!("the agent ended ({status}); its last words:\n{}", tail(&self.log));
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .context("cannot look after the agent")?
+            {
+                bail!(
+                    "the agent ended ({status}); its last words:\n{}",
+                    tail(&self.log)
+                );
             }
             // Absent, or written just now: looked at again.
             let ready = fs::read(&self.ready).ok();
@@ -117,7 +129,10 @@ impl Agent {
     /// `kill -9`.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill().context("cannot kill the agent")?;
-        self.child.wait().context("cannot wait for the agent").map(drop)
+        self.child
+            .wait()
+            .context("cannot wait for the agent")
+            .map(drop)
     }
 }
 
@@ -141,7 +156,7 @@ pub struct Egressctl {
 }
 
 impl Egressctl {
-    pub fn new(programs: &Programs, node: &Node) -> Self {
+    pub fn new(programs: &Sallyport, node: &Node) -> Self {
         Self {
             program: programs.egressctl.clone(),
             bpffs: node.bpffs(),
@@ -164,7 +179,10 @@ impl Egressctl {
 
     /// Runs it: how it ended, and the JSON that it printed.
     pub fn run(&self, args: &[&str]) -> Result<(ExitStatus, Value)> {
-        let output = self.command(args).output().context("cannot start egressctl")?;
+        let output = self
+            .command(args)
+            .output()
+            .context("cannot start egressctl")?;
         let value = serde_json::from_slice(&output.stdout).with_context(|| {
             format!(
                 "egressctl {} did not print JSON: {}",
@@ -186,14 +204,18 @@ impl Egressctl {
 
     /// Follows events into a file.
     pub fn follow(&self, file: &Path) -> Result<Events> {
-        let output = File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
+        let output =
+            File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
         let child = self
             .command(&["events", "-f"])
             .stdout(output)
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start egressctl")?;
-        Ok(Events { child, file: file.to_owned() })
+        Ok(Events {
+            child,
+            file: file.to_owned(),
+        })
     }
 }
 
@@ -270,13 +292,31 @@ impl Drop for Events {
     }
 }
 
+/// Name of the process that an event tells of.
+pub fn process_of(event: &Value) -> Option<&str> {
+    let process = &event["process"];
+    let name = process.as_str().or_else(|| process["comm"].as_str());
+    name.filter(|name| !name.is_empty())
+}
+
 fn matches(event: &Value, expected: Expected<'_>) -> bool {
     let mut texts = Vec::new();
     leaves(event, &mut texts);
     let has = |text: &str| texts.iter().any(|leaf| leaf == text);
-    let name = expected.pod.split_once('/').map_or(expected.pod, |(_, name)| name);
-    let Expected { destination, port, reason, .. } = expected;
-    let whole = [format!("{destination}:{port}"), format!("[{destination}]:{port}")];
+    let name = expected
+        .pod
+        .split_once('/')
+        .map_or(expected.pod, |(_, name)| name);
+    let Expected {
+        destination,
+        port,
+        reason,
+        ..
+    } = expected;
+    let whole = [
+        format!("{destination}:{port}"),
+        format!("[{destination}]:{port}"),
+    ];
     let to = (has(destination) && has(&port.to_string())) || whole.iter().any(|text| has(text));
     (has(expected.pod) || has(name)) && to && has(reason)
 }
@@ -311,9 +351,27 @@ mod tests {
             "reason": "not-allowed",
         });
         assert!(matches(&event, EXPECTED));
-        assert!(!matches(&event, Expected { port: 443, ..EXPECTED }));
-        assert!(!matches(&event, Expected { reason: "spoofed", ..EXPECTED }));
-        assert!(!matches(&event, Expected { pod: "bookinfo/ratings-v1", ..EXPECTED }));
+        assert!(!matches(
+            &event,
+            Expected {
+                port: 443,
+                ..EXPECTED
+            }
+        ));
+        assert!(!matches(
+            &event,
+            Expected {
+                reason: "spoofed",
+                ..EXPECTED
+            }
+        ));
+        assert!(!matches(
+            &event,
+            Expected {
+                pod: "bookinfo/ratings-v1",
+                ..EXPECTED
+            }
+        ));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use super::world::{NODE_PORT, WORKLOAD_PORT, World};
+use super::world::{GATEWAY_PORTS, NODE_PORT, WORKLOAD_PORT, World, wait_for};
 use crate::node::envoy::{self, SIDECAR_UID};
 use crate::node::plan::{self, Both};
 use crate::node::probe::{Probe, Wait};
@@ -16,13 +16,15 @@ use crate::node::{Answer, Pod};
 const PATIENCE_MS: &str = "800";
 
 /// What came of an attempt.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observation {
     pub answer: Answer,
     /// Packets of the pod that arrived at the outside host, under whatever address.
     pub arrived: usize,
-    /// Where it went, if it went outside.
-    pub destination: Option<SocketAddr>,
+    /// Packets of the gateway that arrived there.
+    pub by_gateway: usize,
+    /// Whom it tried to reach outside.
+    pub destination: SocketAddr,
 }
 
 /// A way around the sidecar.
@@ -70,7 +72,10 @@ impl Bypass {
 
     /// Whether something comes back where it is open: nobody answers to forged headers.
     pub const fn expects_answer(self) -> bool {
-        matches!(self, Self::SidecarUser | Self::Udp | Self::Ipv6 | Self::NatFlushed)
+        matches!(
+            self,
+            Self::SidecarUser | Self::Udp | Self::Ipv6 | Self::NatFlushed
+        )
     }
 
     /// Whether a socket call tells who it was.
@@ -107,39 +112,84 @@ impl Bypass {
                 answer?
             }
             Self::Udp => {
-                let args = ["udp", "--to", &target, "--payload", tag, "--timeout-ms", PATIENCE_MS];
+                let args = [
+                    "udp",
+                    "--to",
+                    &target,
+                    "--payload",
+                    tag,
+                    "--timeout-ms",
+                    PATIENCE_MS,
+                ];
                 pod.probe(&args)?
             }
             Self::RawSocket => forged("raw", &own)?,
             Self::PacketSocket => forged("packet", &own)?,
             Self::ForgedSource => forged("raw", &other)?,
         };
-        Ok(Observation { answer, arrived: arrived(world, pod, mark, tag), destination: Some(to) })
+        Ok(observe(world, pod, mark, tag, to, answer))
     }
 }
 
-fn arrived(world: &World, pod: &Pod, mark: usize, tag: &str) -> usize {
-    let own = pod.ips().all();
-    let of_pod = |source: IpAddr| own.contains(&source);
-    // Replies to clients outside are not the pod's own doing.
+/// Looks at what the wire brought since the mark.
+fn observe(
+    world: &World,
+    pod: &Pod,
+    mark: usize,
+    tag: &str,
+    destination: SocketAddr,
+    answer: Answer,
+) -> Observation {
     let outward = |destination: IpAddr| plan::OUTSIDE.all().contains(&destination);
-    world
+    let (own, gateway) = (pod.ips().all(), world.gateway.ips().all());
+    let mut observation = Observation {
+        answer,
+        arrived: 0,
+        by_gateway: 0,
+        destination,
+    };
+    for seen in world
         .wire
         .since(mark)
         .iter()
-        .filter(|seen| outward(seen.destination) && seen.source_port != WORKLOAD_PORT)
-        .filter(|seen| seen.source_port != NODE_PORT)
-        .filter(|seen| of_pod(seen.source) || seen.contains(tag))
-        .count()
+        .filter(|seen| outward(seen.destination))
+    {
+        // Replies to clients outside are not the pod's own doing.
+        let reply = seen.source_port == WORKLOAD_PORT || seen.source_port == NODE_PORT;
+        if gateway.contains(&seen.source) {
+            observation.by_gateway += 1;
+        } else if !reply && (own.contains(&seen.source) || seen.contains(tag)) {
+            observation.arrived += 1;
+        }
+    }
+    observation
 }
 
-/// A request for httpbin.org by its name, as an application behind a sidecar makes it. What
-/// arrives under the pod's own address is counted; what the gateway sends is not.
+/// A request for httpbin.org by its name, as an application behind a sidecar makes it.
 pub fn by_gateway(world: &World, pod: &Pod) -> Result<Observation> {
+    const PATH: &str = "/get";
     let mark = world.wire.mark();
-    let answer = pod.probe(&["http", plan::OUTSIDE_NAME, "--path", "/get", "--timeout-ms", "4000"])?;
-    let arrived = arrived(world, pod, mark, "no-tag-in-this-one");
-    Ok(Observation { answer, arrived, destination: None })
+    let answer = pod.probe(&[
+        "http",
+        plan::OUTSIDE_NAME,
+        "--path",
+        PATH,
+        "--timeout-ms",
+        "4000",
+    ])?;
+    let to = SocketAddr::new(plan::OUTSIDE.v4.into(), plan::OUTSIDE_HTTP);
+    // In TLS nothing of the path can be read; in the clear it would be a way around.
+    Ok(observe(world, pod, mark, PATH, to, answer))
+}
+
+/// Waits until the gateway's Envoy listens as the agent told it to.
+pub fn wait_for_gateway(world: &World) -> Result<()> {
+    let address = SocketAddr::new(world.gateway.ips().v4.into(), GATEWAY_PORTS.1);
+    world
+        .node
+        .host()
+        .within(move || wait_for(address))
+        .context("the gateway's Envoy does not listen; its log and its lds.json may say why")
 }
 
 /// A kind of traffic that no lockdown may touch; each is tried in both families.
@@ -208,16 +258,26 @@ impl Ordinary {
         let from_outside = |netns: &crate::node::Netns, port: u16| {
             let wait = Wait { timeout_ms: 2000 };
             let (path, host) = ("/".to_owned(), text.clone());
-            let probe = Probe::Http { host, port, path, authority: None, wait };
+            let probe = Probe::Http {
+                host,
+                port,
+                path,
+                authority: None,
+                wait,
+            };
             netns.within(move || Ok(probe.run()))
         };
         match self {
-            Self::PodToPod | Self::PodToService => {
-                world.reviews.probe(&["http", &text, "--port", &port, "--path", "/"])
-            }
-            Self::DnsUdp => world.reviews.probe(&["dns", plan::OUTSIDE_NAME, "--server", &server]),
+            Self::PodToPod | Self::PodToService => world
+                .reviews
+                .probe(&["http", &text, "--port", &port, "--path", "/"]),
+            Self::DnsUdp => world
+                .reviews
+                .probe(&["dns", plan::OUTSIDE_NAME, "--server", &server]),
             Self::DnsTcp => {
-                world.reviews.probe(&["dns", plan::OUTSIDE_NAME, "--server", &server, "--tcp"])
+                world
+                    .reviews
+                    .probe(&["dns", plan::OUTSIDE_NAME, "--server", &server, "--tcp"])
             }
             Self::NodePort => from_outside(world.node.outside(), NODE_PORT),
             Self::KubeletProbe => from_outside(world.node.host(), WORKLOAD_PORT),

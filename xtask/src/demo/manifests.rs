@@ -5,9 +5,18 @@ pub const GATEWAY_DIRECTORY: &str = "istio-egress.egress-vg";
 
 /// The gateway and who may use it: name of the file, and the manifest.
 pub const GATEWAY: [(&str, &str); 3] = [
-    ("virtualgateway.yaml", include_str!("../../../deploy/examples/guide/virtualgateway.yaml")),
-    ("externalservice.yaml", include_str!("../../../deploy/examples/guide/externalservice.yaml")),
-    ("accesspolicy.yaml", include_str!("../../../deploy/examples/guide/accesspolicy.yaml")),
+    (
+        "virtualgateway.yaml",
+        include_str!("../../../deploy/examples/guide/virtualgateway.yaml"),
+    ),
+    (
+        "externalservice.yaml",
+        include_str!("../../../deploy/examples/guide/externalservice.yaml"),
+    ),
+    (
+        "accesspolicy.yaml",
+        include_str!("../../../deploy/examples/guide/accesspolicy.yaml"),
+    ),
 ];
 
 /// File of the lockdown in the state directory.
@@ -33,6 +42,9 @@ mod tests {
         let gateway: serde_json::Value = serde_yaml_ng::from_str(GATEWAY[0].1).unwrap();
         let metadata = &gateway["metadata"];
         let text = |key: &str| metadata[key].as_str().unwrap();
-        assert_eq!(format!("{}.{}", text("namespace"), text("name")), GATEWAY_DIRECTORY);
+        assert_eq!(
+            format!("{}.{}", text("namespace"), text("name")),
+            GATEWAY_DIRECTORY
+        );
     }
 }

@@ -1,21 +1,25 @@
 //! The `demo` verb: the guide's story on a node in miniature.
 
+mod agent;
 mod attempts;
+mod look;
 mod manifests;
+mod programs;
 mod signals;
 mod standing;
 mod story;
 mod table;
 mod world;
 
-use std::env;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+use self::programs::Programs;
 use self::story::Story;
-use self::world::{Programs, World};
+use self::world::World;
+use crate::tools::preflight;
+use crate::workspace::Workspace;
 
 /// Options of the verb.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,10 +28,10 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     /// Leave everything standing, and print how to look around
-    #[arg(long, conflicts_with = "cleanup")]
-    pub keep: bool,
-    /// Take down what --keep left standing
     #[arg(long)]
+    pub keep: bool,
+    /// Only take down what --keep left standing
+    #[arg(long, conflicts_with_all = ["json", "keep", "hole"])]
     pub cleanup: bool,
     /// Without Sallyport: only show the hole
     #[arg(long)]
@@ -35,23 +39,43 @@ pub struct Args {
 }
 
 /// Tells the story. Whether every row was as expected.
-pub fn run(args: &Args) -> Result<bool> {
+pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
+    preflight::check("demo")?;
     if args.cleanup {
         for id in crate::node::cleanup()? {
             println!("took down node {id}");
         }
         return Ok(true);
     }
+    let programs = Programs::find(workspace, args.hole)?;
+    // From here on there is something to take down.
     signals::take_over()?;
     let start = Instant::now();
-    let envoy = env::var_os("SALLYPORT_ENVOY").map(PathBuf::from).context("SALLYPORT_ENVOY")?;
-    let programs = Programs { helper: env::current_exe()?, envoy };
     let world = World::build(&programs, &|step| eprintln!("  {step}"))?;
-    let mut story = Story::new(world, args.json)?;
-    story.hole()?;
-    let rows = story.rows();
+    let told = tell(&world, &programs, args);
+    if let (true, Err(error)) = (args.keep, &told) {
+        // What went wrong is what somebody wants to look at.
+        eprintln!("error: {error:#}");
+    }
+    if args.keep && signals::check().is_ok() {
+        eprintln!("{}", look::around(&world, &programs));
+        world.node.keep()?;
+    } else {
+        world.node.teardown()?;
+    }
+    let rows = told?;
     if !args.json {
-        println!("{}", table::summary(rows, start.elapsed().as_secs()));
+        println!("{}", table::summary(&rows, start.elapsed().as_secs()));
     }
     Ok(rows.iter().all(|row| row.ok))
+}
+
+fn tell(world: &World, programs: &Programs, args: &Args) -> Result<Vec<table::Row>> {
+    let mut story = Story::new(world, args.json)?;
+    match &programs.sallyport {
+        None => story.hole()?,
+        // It ends with the node, or stands on with it.
+        Some(sallyport) => drop(story.tell(sallyport)?),
+    }
+    Ok(story.into_rows())
 }

@@ -34,5 +34,9 @@ pub fn take_over() -> Result<()> {
 
 /// An error once somebody has asked to stop.
 pub fn check() -> Result<()> {
-    if STOP.load(Ordering::Relaxed) { bail!("interrupted") } else { Ok(()) }
+    if STOP.load(Ordering::Relaxed) {
+        bail!("interrupted")
+    } else {
+        Ok(())
+    }
 }

@@ -26,7 +26,10 @@ impl Standing {
             .within(move || Ok(TcpStream::connect_timeout(&address, wait)?))
             .context("a client outside cannot connect to reviews")?;
         stream.set_read_timeout(Some(wait))?;
-        Ok(Self { stream: BufReader::new(stream), requests: 0 })
+        Ok(Self {
+            stream: BufReader::new(stream),
+            requests: 0,
+        })
     }
 
     /// One more request on it; gives how many there were.

@@ -43,7 +43,7 @@ pub struct Row {
     pub ok: bool,
 }
 
-const WIDTHS: [usize; 3] = [57, 26, 34];
+const WIDTHS: [usize; 3] = [57, 28, 36];
 
 /// A phase's headline.
 pub fn headline(phase: Phase) -> String {
@@ -71,13 +71,21 @@ pub fn line(row: &Row) -> String {
     line.trim_end().to_owned()
 }
 
+/// One line for machines.
+pub fn json(row: &Row) -> String {
+    serde_json::to_string(row).expect("a row is strings and a flag")
+}
+
 /// The last line.
 pub fn summary(rows: &[Row], seconds: u64) -> String {
     let failed = rows.iter().filter(|row| !row.ok).count();
     if failed == 0 {
         format!("\nAll {} rows are as expected ({seconds} s).", rows.len())
     } else {
-        format!("\n{failed} of {} rows are NOT as expected ({seconds} s).", rows.len())
+        format!(
+            "\n{failed} of {} rows are NOT as expected ({seconds} s).",
+            rows.len()
+        )
     }
 }
 

@@ -1,7 +1,7 @@
 //! The guide's cluster on the node in miniature: Bookinfo, the cluster's DNS, an egress gateway,
 //! and httpbin.org outside.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::manifests;
+use super::programs::Programs;
 use crate::node::dns::Zone;
 use crate::node::envoy::{self, GatewayAddress};
 use crate::node::objects::{self, StateDirectory};
@@ -24,7 +25,7 @@ pub const WORKLOAD_PORT: u16 = 9080;
 /// Port of the node that leads to reviews.
 pub const NODE_PORT: u16 = 30080;
 /// Ports of the gateway: its Service's and its pod's.
-const GATEWAY_PORTS: (u16, u16) = (443, 8443);
+pub const GATEWAY_PORTS: (u16, u16) = (443, 8443);
 
 const PRODUCTPAGE: u8 = 10;
 const REVIEWS: u8 = 11;
@@ -49,14 +50,6 @@ pub struct World {
     pub node: Node,
 }
 
-/// What it is built with.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    /// This program.
-    pub helper: PathBuf,
-    pub envoy: PathBuf,
-}
-
 impl World {
     /// Builds it, telling each step to `say`.
     pub fn build(programs: &Programs, say: &dyn Fn(&str)) -> Result<Self> {
@@ -77,13 +70,18 @@ impl World {
             .arg(&certificates)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(File::create(node.directory().join("log/outside.log"))?)
             .spawn()
             .context("cannot start the outside host")?;
 
         say("pods: coredns, istio-egressgateway, productpage, reviews, ratings");
         let start = |namespace: &str, name: &str, app: &str, account: &str, number: u8| {
-            node.pod(&PodSpec::new(namespace, name, number).label("app", app).service_account(account))
-                .with_context(|| format!("pod {namespace}/{name}"))
+            node.pod(
+                &PodSpec::new(namespace, name, number)
+                    .label("app", app)
+                    .service_account(account),
+            )
+            .with_context(|| format!("pod {namespace}/{name}"))
         };
         let dns = start("kube-system", "coredns-0", "kube-dns", "coredns", 2)?;
         let gateway = start(
@@ -93,28 +91,43 @@ impl World {
             "istio-egressgateway",
             GATEWAY,
         )?;
-        let productpage =
-            start("bookinfo", "productpage-v1", "productpage", "productpage", PRODUCTPAGE)?;
+        let productpage = start(
+            "bookinfo",
+            "productpage-v1",
+            "productpage",
+            "productpage",
+            PRODUCTPAGE,
+        )?;
         let reviews = start("bookinfo", "reviews-v1", "reviews", "reviews", REVIEWS)?;
         let ratings = start("bookinfo", "ratings-v1", "ratings", "ratings", RATINGS)?;
         let services = [
-            service(&dns, "kube-dns", plan::DNS, vec![
-                ServicePort::udp("dns", 53, 53),
-                ServicePort::tcp("dns-tcp", 53, 53),
-            ]),
-            service(&gateway, "istio-egressgateway", GATEWAY, vec![ServicePort::tcp(
-                "https",
-                GATEWAY_PORTS.0,
-                GATEWAY_PORTS.1,
-            )]),
-            service(&ratings, "ratings", RATINGS_SERVICE, vec![ServicePort::tcp(
-                "http",
-                WORKLOAD_PORT,
-                WORKLOAD_PORT,
-            )]),
-            service(&reviews, "reviews", REVIEWS_SERVICE, vec![
-                ServicePort::tcp("http", WORKLOAD_PORT, WORKLOAD_PORT).node_port(NODE_PORT),
-            ]),
+            service(
+                &dns,
+                "kube-dns",
+                plan::DNS,
+                vec![
+                    ServicePort::udp("dns", 53, 53),
+                    ServicePort::tcp("dns-tcp", 53, 53),
+                ],
+            ),
+            service(
+                &gateway,
+                "istio-egressgateway",
+                GATEWAY,
+                vec![ServicePort::tcp("https", GATEWAY_PORTS.0, GATEWAY_PORTS.1)],
+            ),
+            service(
+                &ratings,
+                "ratings",
+                RATINGS_SERVICE,
+                vec![ServicePort::tcp("http", WORKLOAD_PORT, WORKLOAD_PORT)],
+            ),
+            service(
+                &reviews,
+                "reviews",
+                REVIEWS_SERVICE,
+                vec![ServicePort::tcp("http", WORKLOAD_PORT, WORKLOAD_PORT).node_port(NODE_PORT)],
+            ),
         ];
         let state = StateDirectory::new(node.directory().join("state"));
         let pods = [&dns, &gateway, &productpage, &reviews, &ratings];
@@ -129,7 +142,9 @@ impl World {
         let port = WORKLOAD_PORT.to_string();
         for pod in [&productpage, &reviews, &ratings] {
             let name = &pod.spec().name;
-            let process = pod.helper("app", &["serve-workload", name, &port])?.spawn("app")?;
+            let process = pod
+                .helper("app", &["serve-workload", name, &port])?
+                .spawn("app")?;
             servers.push((pod.id(), process));
         }
         let address = GatewayAddress {
@@ -148,7 +163,10 @@ impl World {
             let process = envoy::start_sidecar(pod, &programs.envoy, &address)?;
             servers.push((format!("sidecar of {}", pod.id()), process));
         }
-        let config = node.directory().join("gateway").join(manifests::GATEWAY_DIRECTORY);
+        let config = node
+            .directory()
+            .join("gateway")
+            .join(manifests::GATEWAY_DIRECTORY);
         let process = envoy::start_gateway(&gateway, &programs.envoy, &config)?;
         servers.push((format!("Envoy of {}", gateway.id()), process));
 
@@ -171,7 +189,10 @@ impl World {
     fn wait_until_ready(&mut self) -> Result<()> {
         let [outside, _] = plan::OUTSIDE.all();
         let ready = [
-            (self.node.outside(), SocketAddr::new(outside, plan::OUTSIDE_HTTPS)),
+            (
+                self.node.outside(),
+                SocketAddr::new(outside, plan::OUTSIDE_HTTPS),
+            ),
             (self.dns.netns(), local(53)),
             (self.productpage.netns(), local(WORKLOAD_PORT)),
             (self.reviews.netns(), local(WORKLOAD_PORT)),
@@ -182,7 +203,10 @@ impl World {
         ];
         for (netns, address) in ready {
             netns.within(move || wait_for(address)).with_context(|| {
-                format!("nothing listens on {address} in {}; its log may say why", netns.name())
+                format!(
+                    "nothing listens on {address} in {}; its log may say why",
+                    netns.name()
+                )
             })?;
         }
         self.check_servers()
@@ -256,7 +280,10 @@ fn declare(state: &StateDirectory, pods: &[&Pod], services: &[Service]) -> Resul
     }
     for pod in pods {
         let spec = pod.spec();
-        state.apply(&objects::service_account(&spec.namespace, &spec.service_account))?;
+        state.apply(&objects::service_account(
+            &spec.namespace,
+            &spec.service_account,
+        ))?;
         state.apply(&objects::pod(spec))?;
     }
     for service in services {
@@ -285,9 +312,11 @@ fn start_dns(pod: &Pod, services: &[Service]) -> Result<Process> {
     let path = pod.directory().join("zone.json");
     fs::write(&path, serde_json::to_vec_pretty(&zone)?)?;
     let path = path_text(&path)?;
-    pod.helper("coredns", &["serve-dns", path])?.spawn("coredns")
+    pod.helper("coredns", &["serve-dns", path])?
+        .spawn("coredns")
 }
 
 fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
 }

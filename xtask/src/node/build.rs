@@ -27,7 +27,9 @@ pub struct NodeOptions {
 impl NodeOptions {
     /// With this `xtask` program; tests have it as `env!("CARGO_BIN_EXE_xtask")`.
     pub fn with_helper(helper: impl Into<PathBuf>) -> Self {
-        Self { helper: helper.into() }
+        Self {
+            helper: helper.into(),
+        }
     }
 }
 
@@ -49,8 +51,9 @@ pub struct Node {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Directories below a node's own.
-const DIRECTORIES: [&str; 9] =
-    ["bin", "bpf", "certs", "gateway", "log", "pods", "run", "state", "upstream"];
+const DIRECTORIES: [&str; 9] = [
+    "bin", "bpf", "certs", "gateway", "log", "pods", "run", "state", "upstream",
+];
 
 impl Node {
     /// Builds it, without any pod. Needs root, `ip` and `nft`.
@@ -58,12 +61,15 @@ impl Node {
         if !Uid::effective().is_root() {
             bail!("a node in miniature needs root; run it again with sudo");
         }
-        let id = format!("{:x}{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{:x}{}",
+            process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let directory = teardown::directory(&id);
         for name in DIRECTORIES {
             let path = directory.join(name);
-            fs::create_dir_all(&path)
-                .with_context(|| format!("cannot make {}", path.display()))?;
+            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let lock = teardown::lock(&directory)?;
         let helper = fs::canonicalize(&options.helper)
@@ -102,14 +108,25 @@ impl Node {
         node.build_cgroups()?;
         node.build_network()?;
         fs::write(node.directory.join("bin/xtask"), "")?;
-        mount(Some("bpf"), &node.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("cannot mount a BPF file system")?;
+        mount(
+            Some("bpf"),
+            &node.bpffs(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .context("cannot mount a BPF file system")?;
         Ok(node)
     }
 
     fn build_cgroups(&self) -> Result<()> {
         let base = self.cgroup_base();
-        for name in ["kubepods/burstable", "kubepods/besteffort", "outside", "system"] {
+        for name in [
+            "kubepods/burstable",
+            "kubepods/besteffort",
+            "outside",
+            "system",
+        ] {
             let path = base.join(name);
             fs::create_dir_all(&path)
                 .with_context(|| format!("cannot make the cgroup {}", path.display()))?;
@@ -149,7 +166,9 @@ impl Node {
             outside += &format!("route add {cidr} via {via} dev uplink0 src {source}\n");
         }
         self.outside.ip(&outside)?;
-        let routes = plan::ROUTER.all().map(|via| format!("route add default via {via}\n"));
+        let routes = plan::ROUTER
+            .all()
+            .map(|via| format!("route add default via {via}\n"));
         self.host.ip(&routes.concat())?;
         Ok(())
     }
@@ -209,10 +228,12 @@ impl Node {
     /// Sets a Service's address translation, as kube-proxy would. A Service of the same name is
     /// replaced.
     pub fn service(&self, service: &Service) -> Result<()> {
-        let mut services = self.services.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        services.retain(|other| {
-            (&other.namespace, &other.name) != (&service.namespace, &service.name)
-        });
+        let mut services = self
+            .services
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        services
+            .retain(|other| (&other.namespace, &other.name) != (&service.namespace, &service.name));
         services.push(service.clone());
         self.host.nft(&service::ruleset(&services)).map(drop)
     }

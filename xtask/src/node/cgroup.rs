@@ -23,7 +23,8 @@ fn find(mountinfo: &str) -> Option<PathBuf> {
         .filter_map(|line| {
             let (mount, kind) = line.split_once(" - ")?;
             let point = mount.split(' ').nth(4)?;
-            (kind.split(' ').next()? == "cgroup2").then(|| PathBuf::from(point.replace("\\040", " ")))
+            (kind.split(' ').next()? == "cgroup2")
+                .then(|| PathBuf::from(point.replace("\\040", " ")))
         })
         .last()
 }
@@ -34,7 +35,8 @@ pub(super) fn remove(tree: &Path) -> Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(error).with_context(|| format!("cannot end processes in {}", tree.display()));
+            return Err(error)
+                .with_context(|| format!("cannot end processes in {}", tree.display()));
         }
     }
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -74,6 +76,9 @@ mod tests {
 
     #[test]
     fn a_machine_without_it_has_none() {
-        assert_eq!(find("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"), None);
+        assert_eq!(
+            find("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"),
+            None
+        );
     }
 }

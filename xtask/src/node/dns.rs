@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use simple_dns::rdata::{A, AAAA, RData};
-use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
+use simple_dns::{
+    CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE,
+};
 
 /// Names (lower-case, without a last dot) and their addresses.
 pub type Zone = BTreeMap<String, Vec<IpAddr>>;
@@ -68,20 +70,29 @@ fn answer(zone: &Zone, question: &[u8]) -> Result<Vec<u8>> {
     if question.has_flags(PacketFlag::RECURSION_DESIRED) {
         reply.set_flags(PacketFlag::RECURSION_DESIRED | PacketFlag::RECURSION_AVAILABLE);
     }
-    let Some(asked) = question.questions.first() else { bail!("a message without a question") };
+    let Some(asked) = question.questions.first() else {
+        bail!("a message without a question")
+    };
     reply.questions.push(asked.clone());
     match zone.get(&asked.qname.to_string().to_lowercase()) {
         None => *reply.rcode_mut() = RCODE::NameError,
         Some(addresses) => {
             for address in addresses {
                 let data = match (address, asked.qtype) {
-                    (IpAddr::V4(v4), QTYPE::TYPE(TYPE::A)) => RData::A(A { address: (*v4).into() }),
-                    (IpAddr::V6(v6), QTYPE::TYPE(TYPE::AAAA)) => {
-                        RData::AAAA(AAAA { address: (*v6).into() })
-                    }
+                    (IpAddr::V4(v4), QTYPE::TYPE(TYPE::A)) => RData::A(A {
+                        address: (*v4).into(),
+                    }),
+                    (IpAddr::V6(v6), QTYPE::TYPE(TYPE::AAAA)) => RData::AAAA(AAAA {
+                        address: (*v6).into(),
+                    }),
                     _ => continue,
                 };
-                reply.answers.push(ResourceRecord::new(asked.qname.clone(), CLASS::IN, TTL, data));
+                reply.answers.push(ResourceRecord::new(
+                    asked.qname.clone(),
+                    CLASS::IN,
+                    TTL,
+                    data,
+                ));
             }
         }
     }
@@ -89,7 +100,12 @@ fn answer(zone: &Zone, question: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Asks for the IPv4 addresses of a name.
-pub(super) fn ask(name: &str, server: SocketAddr, tcp: bool, wait: Duration) -> Result<Vec<IpAddr>> {
+pub(super) fn ask(
+    name: &str,
+    server: SocketAddr,
+    tcp: bool,
+    wait: Duration,
+) -> Result<Vec<IpAddr>> {
     const ID: u16 = 0x5a11;
     let mut packet = Packet::new_query(ID);
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
@@ -100,7 +116,9 @@ pub(super) fn ask(name: &str, server: SocketAddr, tcp: bool, wait: Duration) -> 
         QCLASS::CLASS(CLASS::IN),
         false,
     ));
-    let question = packet.build_bytes_vec().context("cannot write a question")?;
+    let question = packet
+        .build_bytes_vec()
+        .context("cannot write a question")?;
     let mut reply = vec![0; 4096];
     let length = if tcp {
         let mut stream = TcpStream::connect_timeout(&server, wait)?;
@@ -109,7 +127,11 @@ pub(super) fn ask(name: &str, server: SocketAddr, tcp: bool, wait: Duration) -> 
         let mut length = [0; 2];
         stream.read_exact(&mut length)?;
         let length = usize::from(u16::from_be_bytes(length));
-        stream.read_exact(reply.get_mut(..length).context("an answer of at most 4096 bytes")?)?;
+        stream.read_exact(
+            reply
+                .get_mut(..length)
+                .context("an answer of at most 4096 bytes")?,
+        )?;
         length
     } else {
         let socket = UdpSocket::bind(super::probe::any(server))?;
@@ -150,7 +172,10 @@ mod tests {
 
     #[test]
     fn answers_the_asked_family_and_refuses_unknown_names() {
-        let addresses = vec!["203.0.113.10".parse().unwrap(), "2001:db8:113::10".parse().unwrap()];
+        let addresses = vec![
+            "203.0.113.10".parse().unwrap(),
+            "2001:db8:113::10".parse().unwrap(),
+        ];
         let zone = Zone::from([("httpbin.org".to_owned(), addresses)]);
         let known = answer(&zone, &question("HTTPBIN.org")).unwrap();
         let known = Packet::parse(&known).unwrap();

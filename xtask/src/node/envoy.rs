@@ -86,7 +86,13 @@ fn start(pod: &Pod, envoy: &Path, container: &str, bootstrap: &Value) -> Result<
         .with_context(|| format!("cannot write {}", path.display()))?;
     let path = path.to_str().context("a path in UTF-8")?;
     pod.command(container, envoy)?
-        .args(&["--config-path", path, "--concurrency", "1", "--disable-hot-restart"])
+        .args(&[
+            "--config-path",
+            path,
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+        ])
         .args(&["--log-level", "warning"])
         .uid(SIDECAR_UID)
         .spawn(container)
@@ -105,8 +111,9 @@ fn address(host: &str, port: u16) -> Value {
 
 fn sidecar_bootstrap(pod: &Pod, gateway: &GatewayAddress) -> Value {
     let mut bootstrap = common(pod);
-    let listeners: Vec<Value> =
-        [("v4", "0.0.0.0"), ("v6", "::")].map(|(family, host)| listener(pod, family, host)).into();
+    let listeners: Vec<Value> = [("v4", "0.0.0.0"), ("v6", "::")]
+        .map(|(family, host)| listener(pod, family, host))
+        .into();
     bootstrap["static_resources"] = json!({
         "listeners": listeners,
         "clusters": [passthrough(), to_gateway(pod, gateway)],

@@ -14,7 +14,10 @@ pub struct Message {
 
 impl Message {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Status code of a response.
@@ -47,7 +50,9 @@ pub fn read(stream: &mut impl BufRead) -> Result<Option<Message>> {
             (_, false, true) => break,
             (_, false, false) => {
                 let (name, value) = line.split_once(':').context("a header without a colon")?;
-                message.headers.push((name.to_lowercase(), value.trim().to_owned()));
+                message
+                    .headers
+                    .push((name.to_lowercase(), value.trim().to_owned()));
             }
         }
     }
@@ -61,7 +66,9 @@ fn read_body(stream: &mut impl BufRead, message: &mut Message) -> Result<()> {
             let mut line = String::new();
             stream.take(LIMIT).read_line(&mut line)?;
             let size = u64::from_str_radix(line.trim(), 16).context("a chunk without a size")?;
-            stream.take(size.min(LIMIT)).read_to_end(&mut message.body)?;
+            stream
+                .take(size.min(LIMIT))
+                .read_to_end(&mut message.body)?;
             line.clear();
             stream.take(LIMIT).read_line(&mut line)?;
             if size == 0 {
@@ -70,15 +77,22 @@ fn read_body(stream: &mut impl BufRead, message: &mut Message) -> Result<()> {
         }
     }
     if let Some(length) = message.header("content-length") {
-        let length: u64 = length.parse().context("a content-length that is no number")?;
-        stream.take(length.min(LIMIT)).read_to_end(&mut message.body)?;
+        let length: u64 = length
+            .parse()
+            .context("a content-length that is no number")?;
+        stream
+            .take(length.min(LIMIT))
+            .read_to_end(&mut message.body)?;
     }
     Ok(())
 }
 
 /// Writes a GET request.
 pub fn write_request(stream: &mut impl Write, host: &str, path: &str) -> io::Result<()> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sallyport-probe\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sallyport-probe\r\n\r\n"
+    )?;
     stream.flush()
 }
 
@@ -103,9 +117,15 @@ mod tests {
         write_response(&mut bytes, "{}").unwrap();
         let mut stream = bytes.as_slice();
         let request = read(&mut stream).unwrap().unwrap();
-        assert_eq!((request.path(), request.header("host")), ("/get", Some("httpbin.org")));
+        assert_eq!(
+            (request.path(), request.header("host")),
+            ("/get", Some("httpbin.org"))
+        );
         let response = read(&mut stream).unwrap().unwrap();
-        assert_eq!((response.status(), response.body.as_slice()), (Some(200), &b"{}"[..]));
+        assert_eq!(
+            (response.status(), response.body.as_slice()),
+            (Some(200), &b"{}"[..])
+        );
         assert_eq!(read(&mut stream).unwrap(), None);
     }
 
@@ -114,7 +134,10 @@ mod tests {
         let mut stream: &[u8] =
             b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nRBA\r\n1\r\nC\r\n0\r\n\r\n";
         let response = read(&mut stream).unwrap().unwrap();
-        assert_eq!((response.status(), response.body.as_slice()), (Some(403), &b"RBAC"[..]));
+        assert_eq!(
+            (response.status(), response.body.as_slice()),
+            (Some(403), &b"RBAC"[..])
+        );
     }
 
     #[test]

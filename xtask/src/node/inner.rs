@@ -42,8 +42,8 @@ impl Inner {
             Self::ServeOutside { certificates } => serve::outside(certificates),
             Self::ServeWorkload { name, port } => serve::workload(name, *port),
             Self::ServeDns { zone } => {
-                let file = File::open(zone)
-                    .with_context(|| format!("cannot open {}", zone.display()))?;
+                let file =
+                    File::open(zone).with_context(|| format!("cannot open {}", zone.display()))?;
                 dns::serve(&serde_json::from_reader(file).context("the zone is not valid")?)
             }
         }

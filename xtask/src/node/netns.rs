@@ -58,8 +58,10 @@ impl Netns {
 
     /// Sets values below `/proc/sys/net` in it.
     pub fn sysctl(&self, values: &[(&str, &str)]) -> Result<()> {
-        let values: Vec<(String, String)> =
-            values.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let values: Vec<(String, String)> = values
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         self.within(move || {
             for (key, value) in values {
                 let path = format!("/proc/sys/net/{key}");

@@ -60,7 +60,11 @@ impl StateDirectory {
 pub fn file_name(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let metadata = &object["metadata"];
-    let parts = [text(&object["kind"]).to_lowercase(), text(&metadata["namespace"]), text(&metadata["name"])];
+    let parts = [
+        text(&object["kind"]).to_lowercase(),
+        text(&metadata["namespace"]),
+        text(&metadata["name"]),
+    ];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     format!("{}.yaml", parts.join("-"))
 }
@@ -100,7 +104,12 @@ pub fn service_account(namespace: &str, name: &str) -> Value {
 
 /// A pod that runs and is ready.
 pub fn pod(spec: &PodSpec) -> Value {
-    let ips: Vec<Value> = spec.ips.all().iter().map(|ip| json!({ "ip": ip })).collect();
+    let ips: Vec<Value> = spec
+        .ips
+        .all()
+        .iter()
+        .map(|ip| json!({ "ip": ip }))
+        .collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -127,8 +136,11 @@ pub fn pod(spec: &PodSpec) -> Value {
 }
 
 pub fn service(service: &Service) -> Value {
-    let selector: serde_json::Map<String, Value> =
-        service.selector.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    let selector: serde_json::Map<String, Value> = service
+        .selector
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
     let ports: Vec<Value> = service
         .ports
         .iter()
@@ -166,7 +178,8 @@ pub fn service(service: &Service) -> Value {
 pub fn endpoint_slices(service: &Service) -> [Value; 2] {
     let ips = service.backend.ips.all();
     [("IPv4", "v4", ips[0]), ("IPv6", "v6", ips[1])].map(|(family, suffix, ip)| {
-        let mut endpoint = json!({ "addresses": [ip], "conditions": { "ready": true, "serving": true } });
+        let mut endpoint =
+            json!({ "addresses": [ip], "conditions": { "ready": true, "serving": true } });
         if let Some((namespace, name, uid)) = &service.backend.pod {
             endpoint["nodeName"] = json!(plan::NODE_NAME);
             endpoint["targetRef"] =

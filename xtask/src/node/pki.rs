@@ -58,23 +58,29 @@ impl Authority {
     ) -> Result<()> {
         let id = spiffe_id(namespace, service_account);
         let name = SanType::URI(id.as_str().try_into().context("a SPIFFE ID")?);
-        self.issue(name, directory, uid).with_context(|| format!("certificate of {id}"))
+        self.issue(name, directory, uid)
+            .with_context(|| format!("certificate of {id}"))
     }
 
     /// Writes `tls.crt` and `tls.key` of a server with this name, and `ca.crt`.
     pub fn issue_server(&self, name: &str, directory: &Path) -> Result<()> {
         let san = SanType::DnsName(name.try_into().context("a DNS name")?);
-        self.issue(san, directory, 0).with_context(|| format!("certificate of {name}"))
+        self.issue(san, directory, 0)
+            .with_context(|| format!("certificate of {name}"))
     }
 
     fn issue(&self, name: SanType, directory: &Path, uid: u32) -> Result<()> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate().context("cannot make a key")?;
-        let certificate = params.signed_by(&key, &self.issuer).context("cannot sign")?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .context("cannot sign")?;
         fs::create_dir_all(directory)?;
         for (file, content, mode) in [
             ("tls.crt", certificate.pem(), 0o644),

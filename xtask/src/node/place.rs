@@ -70,7 +70,11 @@ fn enter(
         check(libc::setsid())?;
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut(),
+        ))?;
         // "0" is the process that writes.
         if libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
             return Err(io::Error::last_os_error());
@@ -100,5 +104,9 @@ fn mount(from: Option<&std::ffi::CStr>, to: &std::ffi::CStr, flags: libc::c_ulon
 }
 
 fn check(result: i32) -> io::Result<()> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

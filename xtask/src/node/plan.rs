@@ -19,11 +19,15 @@ impl Both {
 /// Name of the Node object.
 pub const NODE_NAME: &str = "miniature";
 /// The node's own addresses.
-pub const NODE: Both =
-    Both { v4: Ipv4Addr::new(192, 0, 2, 10), v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10) };
+pub const NODE: Both = Both {
+    v4: Ipv4Addr::new(192, 0, 2, 10),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10),
+};
 /// The router beyond the uplink.
-pub const ROUTER: Both =
-    Both { v4: Ipv4Addr::new(192, 0, 2, 1), v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1) };
+pub const ROUTER: Both = Both {
+    v4: Ipv4Addr::new(192, 0, 2, 1),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1),
+};
 /// The outside host, `httpbin.org`.
 pub const OUTSIDE: Both = Both {
     v4: Ipv4Addr::new(203, 0, 113, 10),
@@ -31,8 +35,10 @@ pub const OUTSIDE: Both = Both {
 };
 /// The pods' default gateway: link-local, answered by the host side of each veth (proxy ARP, and
 /// its own `fe80::1`).
-pub const POD_GATEWAY: Both =
-    Both { v4: Ipv4Addr::new(169, 254, 1, 1), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) };
+pub const POD_GATEWAY: Both = Both {
+    v4: Ipv4Addr::new(169, 254, 1, 1),
+    v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+};
 /// Pod CIDRs of the node.
 pub const POD_CIDRS: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 

@@ -163,17 +163,24 @@ impl Pod {
     }
 
     fn write_files(&self) -> Result<()> {
-        let Self { spec, directory, .. } = self;
+        let Self {
+            spec, directory, ..
+        } = self;
         let resolv = format!(
             "nameserver {}\nsearch {}.svc.cluster.local svc.cluster.local cluster.local\n\
              options ndots:5 timeout:1 attempts:2\n",
             plan::service(plan::DNS).v4,
             spec.namespace
         );
-        let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", spec.ips.v4, spec.name);
-        for (name, content) in
-            [("resolv.conf", resolv), ("hosts", hosts), ("nsswitch.conf", "hosts: files dns\n".into())]
-        {
+        let hosts = format!(
+            "127.0.0.1 localhost\n::1 localhost\n{} {}\n",
+            spec.ips.v4, spec.name
+        );
+        for (name, content) in [
+            ("resolv.conf", resolv),
+            ("hosts", hosts),
+            ("nsswitch.conf", "hosts: files dns\n".into()),
+        ] {
             fs::write(directory.join(name), content)
                 .with_context(|| format!("cannot write {name} of pod {}", spec.name))?;
         }
@@ -218,7 +225,9 @@ impl Pod {
         let cgroup = self.cgroup.join(id);
         fs::create_dir_all(&cgroup)
             .with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
-        let inside = self.helper_inside.with_file_name(program.file_name().context("a program")?);
+        let inside = self
+            .helper_inside
+            .with_file_name(program.file_name().context("a program")?);
         if !inside.exists() {
             fs::write(&inside, "").with_context(|| format!("cannot make {}", inside.display()))?;
         }
@@ -232,14 +241,22 @@ impl Pod {
         mounts.push((program.to_owned(), inside.clone()));
         Ok(PodCommand {
             command: Command::new(inside),
-            place: Placement { netns: self.netns.path(), cgroup, uid: None, mounts },
+            place: Placement {
+                netns: self.netns.path(),
+                cgroup,
+                uid: None,
+                mounts,
+            },
             log: self.directory.clone(),
         })
     }
 
     /// `xtask node <args>` in a container.
     pub fn helper(&self, container: &str, args: &[&str]) -> Result<PodCommand> {
-        Ok(self.command(container, &self.helper)?.args(&["node"]).args(args))
+        Ok(self
+            .command(container, &self.helper)?
+            .args(&["node"])
+            .args(args))
     }
 
     /// One attempt from inside the pod, as root.
@@ -249,7 +266,11 @@ impl Pod {
 
     /// One attempt from inside the pod, as this user.
     pub fn probe_as(&self, uid: Option<u32>, args: &[&str]) -> Result<Answer> {
-        let output = self.helper(ANY_CONTAINER, &["probe"])?.args(args).uid(uid).output()?;
+        let output = self
+            .helper(ANY_CONTAINER, &["probe"])?
+            .args(args)
+            .uid(uid)
+            .output()?;
         serde_json::from_slice(&output)
             .with_context(|| format!("probe {args:?} said: {}", String::from_utf8_lossy(&output)))
     }
@@ -324,8 +345,8 @@ impl PodCommand {
     /// Starts it; what it prints goes to `<name>.log` of the pod's files.
     pub fn spawn(mut self, name: &str) -> Result<Process> {
         let path = self.log.join(format!("{name}.log"));
-        let log = fs::File::create(&path)
-            .with_context(|| format!("cannot make {}", path.display()))?;
+        let log =
+            fs::File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         self.place.apply(&mut self.command)?;
         let child = self
@@ -383,7 +404,10 @@ impl Process {
     /// Ends it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill().context("cannot end a process")?;
-        self.child.wait().context("cannot wait for a process").map(drop)
+        self.child
+            .wait()
+            .context("cannot wait for a process")
+            .map(drop)
     }
 }
 
@@ -404,7 +428,10 @@ mod tests {
     fn guaranteed_pods_are_right_below_kubepods() {
         let spec = PodSpec::new("a", "b", 2);
         let pod = format!("pod{}", spec.uid);
-        assert_eq!(spec.clone().qos(Qos::Guaranteed).cgroup_path(), PathBuf::from(&pod));
+        assert_eq!(
+            spec.clone().qos(Qos::Guaranteed).cgroup_path(),
+            PathBuf::from(&pod)
+        );
         assert_eq!(spec.cgroup_path(), Path::new("burstable").join(pod));
     }
 }

@@ -44,7 +44,10 @@ impl Answer {
 
     /// Value of an HTTP header; its name is lower-case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -139,7 +142,13 @@ impl Probe {
 
     fn attempt(&self) -> Result<Answer> {
         match self {
-            Self::Http { host, port, path, authority, wait } => {
+            Self::Http {
+                host,
+                port,
+                path,
+                authority,
+                wait,
+            } => {
                 let peer = (host.as_str(), *port)
                     .to_socket_addrs()
                     .with_context(|| format!("cannot resolve {host}"))?
@@ -147,12 +156,19 @@ impl Probe {
                     .with_context(|| format!("{host} has no address"))?;
                 let authority = authority.as_ref().unwrap_or(host);
                 get(peer, authority, path, wait.duration()).or_else(|error| {
-                    Ok(Answer { peer: Some(peer), ..failed(&error) })
+                    Ok(Answer {
+                        peer: Some(peer),
+                        ..failed(&error)
+                    })
                 })
             }
             Self::Tcp { to, wait } => {
                 TcpStream::connect_timeout(to, wait.duration())?;
-                Ok(Answer { outcome: "connected".into(), peer: Some(*to), ..Answer::default() })
+                Ok(Answer {
+                    outcome: "connected".into(),
+                    peer: Some(*to),
+                    ..Answer::default()
+                })
             }
             Self::Udp { to, payload, wait } => {
                 let socket = UdpSocket::bind(any(*to))?;
@@ -183,12 +199,21 @@ impl Probe {
                 raw::send_frame("eth0", &frame)?;
                 Ok(forged.sent())
             }
-            Self::Dns { name, server, tcp, wait } => {
+            Self::Dns {
+                name,
+                server,
+                tcp,
+                wait,
+            } => {
                 let addresses = super::dns::ask(name, *server, *tcp, wait.duration())?;
                 Ok(Answer {
                     outcome: "answered".into(),
                     peer: Some(*server),
-                    body: addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                    body: addresses
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(" "),
                     ..Answer::default()
                 })
             }
@@ -198,16 +223,29 @@ impl Probe {
 
 impl Forged {
     fn packet(&self) -> Result<Vec<u8>> {
-        raw::udp_packet(self.from, self.to.ip(), self.to.port(), self.payload.as_bytes())
+        raw::udp_packet(
+            self.from,
+            self.to.ip(),
+            self.to.port(),
+            self.payload.as_bytes(),
+        )
     }
 
     fn sent(&self) -> Answer {
-        Answer { outcome: "sent".into(), peer: Some(self.to), ..Answer::default() }
+        Answer {
+            outcome: "sent".into(),
+            peer: Some(self.to),
+            ..Answer::default()
+        }
     }
 }
 
 pub(super) fn any(like: SocketAddr) -> SocketAddr {
-    if like.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() }
+    if like.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    }
 }
 
 fn get(peer: SocketAddr, host: &str, path: &str, wait: Duration) -> Result<Answer> {
@@ -227,13 +265,19 @@ fn get(peer: SocketAddr, host: &str, path: &str, wait: Duration) -> Result<Answe
 }
 
 fn failed(error: &anyhow::Error) -> Answer {
-    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let kind = error
+        .downcast_ref::<std::io::Error>()
+        .map(std::io::Error::kind);
     let outcome = match kind {
         Some(ErrorKind::TimedOut | ErrorKind::WouldBlock) => "timeout",
         Some(ErrorKind::ConnectionRefused) => "refused",
         _ => "error",
     };
-    Answer { outcome: outcome.into(), error: Some(format!("{error:#}")), ..Answer::default() }
+    Answer {
+        outcome: outcome.into(),
+        error: Some(format!("{error:#}")),
+        ..Answer::default()
+    }
 }
 
 fn own_mac(device: &str) -> Result<[u8; 6]> {

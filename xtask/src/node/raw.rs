@@ -63,7 +63,10 @@ pub(super) fn udp_packet(
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        sum += u32::from(u16::from_be_bytes([
+            pair[0],
+            pair.get(1).copied().unwrap_or(0),
+        ]));
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -84,15 +87,24 @@ pub(super) fn ethernet_frame(
         frame.extend(vlan.to_be_bytes());
     }
     let version = packet.first().map_or(0, |byte| byte >> 4);
-    frame.extend(if version == 6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+    frame.extend(if version == 6 {
+        [0x86, 0xdd]
+    } else {
+        [0x08, 0x00]
+    });
     frame.extend(packet);
     frame
 }
 
 /// Sends an IP packet with its own header.
 pub(super) fn send_raw(packet: &[u8], destination: IpAddr) -> Result<()> {
-    let family = if destination.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let socket = socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW).context("cannot open a raw socket")?;
+    let family = if destination.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    let socket =
+        socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW).context("cannot open a raw socket")?;
     let address: nix::sys::socket::SockaddrStorage = SocketAddr::new(destination, 0).into();
     nix::sys::socket::sendto(
         socket.as_raw_fd(),
@@ -109,12 +121,18 @@ pub(super) fn send_frame(device: &str, frame: &[u8]) -> Result<()> {
     let socket = packet_socket(device)?;
     // SAFETY: the buffer is as long as is said.
     let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-    if sent == -1 { Err(io::Error::last_os_error()).context("cannot send a frame") } else { Ok(()) }
+    if sent == -1 {
+        Err(io::Error::last_os_error()).context("cannot send a frame")
+    } else {
+        Ok(())
+    }
 }
 
 /// A socket for the frames of a device; reading times out after a tenth of a second.
 pub(super) fn packet_socket(device: &str) -> Result<OwnedFd> {
-    let protocol = u16::try_from(libc::ETH_P_ALL).expect("an EtherType").to_be();
+    let protocol = u16::try_from(libc::ETH_P_ALL)
+        .expect("an EtherType")
+        .to_be();
     let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol))
         .context("cannot open a packet socket")?;
     let name = CString::new(device).context("a device name")?;
@@ -168,8 +186,12 @@ mod tests {
 
     #[test]
     fn families_are_not_mixed() {
-        let result =
-            udp_packet("10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap(), 1, b"");
+        let result = udp_packet(
+            "10.0.0.1".parse().unwrap(),
+            "2001:db8::1".parse().unwrap(),
+            1,
+            b"",
+        );
         assert!(result.is_err());
     }
 }

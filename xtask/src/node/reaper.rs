@@ -39,7 +39,9 @@ impl Reaper {
 
     /// Sends it away: the node is down, or it shall stand on.
     pub(super) fn dismiss(&mut self) -> Result<()> {
-        self.pipe.write_all(&[DISMISS]).context("cannot dismiss the reaper")?;
+        self.pipe
+            .write_all(&[DISMISS])
+            .context("cannot dismiss the reaper")?;
         self.child.wait().context("waiting for the reaper")?;
         Ok(())
     }
@@ -49,7 +51,10 @@ impl Reaper {
 pub(super) fn wait(id: &str) -> Result<()> {
     let mut order = [0];
     // Nothing to read is the end of the pipe: the maker is gone without a word.
-    match io::stdin().read(&mut order).context("cannot read from the maker")? {
+    match io::stdin()
+        .read(&mut order)
+        .context("cannot read from the maker")?
+    {
         0 => teardown::teardown(id),
         _ => Ok(()),
     }

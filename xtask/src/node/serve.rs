@@ -22,7 +22,12 @@ pub(super) fn outside(certificates: &Path) -> Result<()> {
     accept(https, move |stream| {
         let peer = stream.peer_addr()?;
         let session = ServerConnection::new(Arc::clone(&tls))?;
-        answer_requests(StreamOwned::new(session, stream), peer, "https", plan::OUTSIDE_NAME)
+        answer_requests(
+            StreamOwned::new(session, stream),
+            peer,
+            "https",
+            plan::OUTSIDE_NAME,
+        )
     });
     let http = listen(plan::OUTSIDE_HTTP)?;
     accept(http, |stream| {
@@ -89,8 +94,11 @@ fn answer_requests<S: Read + Write>(
     let mut stream = BufReader::new(stream);
     while let Some(request) = http::read(&mut stream)? {
         let host = request.header("host").unwrap_or(name).to_owned();
-        let headers: serde_json::Map<String, serde_json::Value> =
-            request.headers.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        let headers: serde_json::Map<String, serde_json::Value> = request
+            .headers
+            .iter()
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
         let body = json!({
             "served_by": name,
             "origin": peer.ip().to_canonical(),

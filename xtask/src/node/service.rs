@@ -36,11 +36,23 @@ pub struct ServicePort {
 
 impl ServicePort {
     pub const fn tcp(name: &'static str, port: u16, target_port: u16) -> Self {
-        Self { name, protocol: "TCP", port, target_port, node_port: None }
+        Self {
+            name,
+            protocol: "TCP",
+            port,
+            target_port,
+            node_port: None,
+        }
     }
 
     pub const fn udp(name: &'static str, port: u16, target_port: u16) -> Self {
-        Self { name, protocol: "UDP", port, target_port, node_port: None }
+        Self {
+            name,
+            protocol: "UDP",
+            port,
+            target_port,
+            node_port: None,
+        }
     }
 
     #[must_use]
@@ -57,8 +69,16 @@ pub(super) fn ruleset(services: &[Service]) -> String {
         for port in &service.ports {
             let protocol = port.protocol.to_lowercase();
             let families = [
-                ("ip", service.cluster_ips.v4.to_string(), service.backend.ips.v4.to_string()),
-                ("ip6", service.cluster_ips.v6.to_string(), format!("[{}]", service.backend.ips.v6)),
+                (
+                    "ip",
+                    service.cluster_ips.v4.to_string(),
+                    service.backend.ips.v4.to_string(),
+                ),
+                (
+                    "ip6",
+                    service.cluster_ips.v6.to_string(),
+                    format!("[{}]", service.backend.ips.v6),
+                ),
             ];
             for ((family, cluster_ip, backend), node) in families.into_iter().zip(plan::NODE.all())
             {
@@ -104,7 +124,10 @@ mod tests {
             selector: Vec::new(),
             cluster_ips: plan::service(40),
             ports: vec![ServicePort::tcp("http", 80, 9080).node_port(30080)],
-            backend: Backend { ips: plan::pod(11), pod: None },
+            backend: Backend {
+                ips: plan::pod(11),
+                pod: None,
+            },
         };
         let rules = ruleset(&[service]);
         for rule in [

@@ -34,9 +34,16 @@ pub fn teardown(id: &str) -> Result<()> {
         remove_namespaces(id),
         remove_directory(&directory(id)),
     ];
-    let errors: Vec<String> =
-        steps.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
-    if errors.is_empty() { Ok(()) } else { bail!("node {id}: {}", errors.join("; ")) }
+    let errors: Vec<String> = steps
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|error| format!("{error:#}"))
+        .collect();
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        bail!("node {id}: {}", errors.join("; "))
+    }
 }
 
 /// Takes down every node that was left standing; gives their ids. A node whose maker is alive is
@@ -73,7 +80,9 @@ fn has_maker(directory: &Path) -> bool {
 
 fn remove_namespaces(id: &str) -> Result<()> {
     let prefix = netns_prefix(id);
-    let Ok(entries) = fs::read_dir(netns::DIR) else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(netns::DIR) else {
+        return Ok(());
+    };
     for entry in entries {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.starts_with(&prefix) {

@@ -14,16 +14,18 @@ pub(super) fn run(program: &str, args: &[&str], input: &str) -> Result<String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| match error.kind() {
-            ErrorKind::NotFound => anyhow!(
-                "`{program}` is not installed; install the packages iproute2 and nftables"
-            ),
+            ErrorKind::NotFound => {
+                anyhow!("`{program}` is not installed; install the packages iproute2 and nftables")
+            }
             _ => anyhow!("cannot start `{program}`: {error}"),
         })?;
     let mut stdin = child.stdin.take().context("stdin was piped")?;
     // A tool that stops early closes its end; what it says then is the better error.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    let output = child.wait_with_output().with_context(|| format!("waiting for `{program}`"))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("waiting for `{program}`"))?;
     if !output.status.success() {
         bail!(
             "`{program} {}` failed: {}",

@@ -29,7 +29,9 @@ pub struct Seen {
 impl Seen {
     /// Whether `text` is in its payload.
     pub fn contains(&self, text: &str) -> bool {
-        self.payload.windows(text.len()).any(|window| window == text.as_bytes())
+        self.payload
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
     }
 }
 
@@ -56,12 +58,19 @@ impl Wire {
                 move || record(&socket, &seen, &stop)
             })
             .context("cannot start a thread")?;
-        Ok(Self { seen, stop, thread: Some(thread) })
+        Ok(Self {
+            seen,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// A point in time; what [`Wire::since`] takes.
     pub fn mark(&self) -> usize {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// What arrived since, after waiting for what is under way.
@@ -99,12 +108,16 @@ fn record(socket: &OwnedFd, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
             )
         };
         // A timeout; it is there to look at `stop`.
-        let Ok(received) = usize::try_from(received) else { continue };
+        let Ok(received) = usize::try_from(received) else {
+            continue;
+        };
         if from.sll_pkttype == libc::PACKET_OUTGOING {
             continue;
         }
         if let Some(packet) = parse(&frame[..received]) {
-            seen.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+            seen.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(packet);
         }
     }
 }
