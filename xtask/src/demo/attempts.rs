@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
-use super::world::{GATEWAY_PORTS, NODE_PORT, WORKLOAD_PORT, World, wait_for};
+use super::world::{GATEWAY_PORTS, NODE_PORT, RATINGS_SERVICE, WORKLOAD_PORT, World, wait_for};
 use crate::node::envoy::{self, SIDECAR_UID};
 use crate::node::plan::{self, Both};
 use crate::node::probe::{Probe, Wait};
@@ -86,7 +86,7 @@ impl Bypass {
     /// Tries it from reviews. `tag` is in the payload where there is one, so that packets under
     /// a forged address are known again.
     pub fn attempt(self, world: &World, tag: &str) -> Result<Observation> {
-        let pod = &world.reviews;
+        let pod = &world.pods.reviews;
         let [v4, v6] = plan::OUTSIDE.all();
         let port = match self {
             Self::SidecarUser | Self::Ipv6 | Self::NatFlushed => plan::OUTSIDE_HTTP,
@@ -97,7 +97,7 @@ impl Bypass {
         let path = format!("/{tag}");
         let http = ["http", &host, "--path", &path, "--timeout-ms", PATIENCE_MS];
         let own = pod.ips().v4.to_string();
-        let other = world.ratings.ips().v4.to_string();
+        let other = world.pods.ratings.ips().v4.to_string();
         let forged = |kind: &'static str, from: &str| {
             let args = [kind, "--from", from, "--to", &target, "--payload", tag];
             pod.probe(&args)
@@ -141,7 +141,7 @@ fn observe(
     answer: Answer,
 ) -> Observation {
     let outward = |destination: IpAddr| plan::OUTSIDE.all().contains(&destination);
-    let (own, gateway) = (pod.ips().all(), world.gateway.ips().all());
+    let (own, gateway) = (pod.ips().all(), world.pods.gateway.ips().all());
     let mut observation = Observation {
         answer,
         arrived: 0,
@@ -184,7 +184,7 @@ pub fn by_gateway(world: &World, pod: &Pod) -> Result<Observation> {
 
 /// Waits until the gateway's Envoy listens as the agent told it to.
 pub fn wait_for_gateway(world: &World) -> Result<()> {
-    let address = SocketAddr::new(world.gateway.ips().v4.into(), GATEWAY_PORTS.1);
+    let address = SocketAddr::new(world.pods.gateway.ips().v4.into(), GATEWAY_PORTS.1);
     world
         .node
         .host()
@@ -243,11 +243,11 @@ impl Ordinary {
 
     fn destinations(self, world: &World) -> Both {
         match self {
-            Self::PodToPod => world.ratings.ips(),
-            Self::PodToService => plan::service(super::world::RATINGS_SERVICE),
+            Self::PodToPod => world.pods.ratings.ips(),
+            Self::PodToService => RATINGS_SERVICE,
             Self::DnsUdp | Self::DnsTcp => plan::service(plan::DNS),
             Self::NodePort => plan::NODE,
-            Self::KubeletProbe => world.reviews.ips(),
+            Self::KubeletProbe => world.pods.reviews.ips(),
         }
     }
 
@@ -269,13 +269,18 @@ impl Ordinary {
         };
         match self {
             Self::PodToPod | Self::PodToService => world
+                .pods
                 .reviews
                 .probe(&["http", &text, "--port", &port, "--path", "/"]),
-            Self::DnsUdp => world
-                .reviews
-                .probe(&["dns", plan::OUTSIDE_NAME, "--server", &server]),
+            Self::DnsUdp => {
+                world
+                    .pods
+                    .reviews
+                    .probe(&["dns", plan::OUTSIDE_NAME, "--server", &server])
+            }
             Self::DnsTcp => {
                 world
+                    .pods
                     .reviews
                     .probe(&["dns", plan::OUTSIDE_NAME, "--server", &server, "--tcp"])
             }

@@ -19,11 +19,11 @@ pub fn around(world: &World, programs: &Programs) -> String {
         node.outside().path().display(),
     );
     for pod in [
-        &world.productpage,
-        &world.reviews,
-        &world.ratings,
-        &world.gateway,
-        &world.dns,
+        &world.pods.productpage,
+        &world.pods.reviews,
+        &world.pods.ratings,
+        &world.pods.gateway,
+        &world.pods.dns,
     ] {
         let _ = writeln!(
             text,

@@ -11,6 +11,7 @@ mod story;
 mod table;
 mod world;
 
+use std::process;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -18,11 +19,19 @@ use anyhow::Result;
 use self::programs::Programs;
 use self::story::Story;
 use self::world::World;
+use crate::cmd;
 use crate::tools::preflight;
 use crate::workspace::Workspace;
 
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: i32 = 130;
+
 /// Options of the verb.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 pub struct Args {
     /// Print rows as JSON, one a line
     #[arg(long)]
@@ -51,17 +60,21 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     // From here on there is something to take down.
     signals::take_over()?;
     let start = Instant::now();
-    let world = World::build(&programs, &|step| eprintln!("  {step}"))?;
+    let world = World::build(&programs, &|step| cmd::say("demo", step))?;
     let told = tell(&world, &programs, args);
     if let (true, Err(error)) = (args.keep, &told) {
         // What went wrong is what somebody wants to look at.
         eprintln!("error: {error:#}");
     }
-    if args.keep && signals::check().is_ok() {
+    if args.keep && !signals::stopped() {
         eprintln!("{}", look::around(&world, &programs));
         world.node.keep()?;
     } else {
         world.node.teardown()?;
+    }
+    if signals::stopped() {
+        eprintln!("everything is taken down");
+        process::exit(INTERRUPTED);
     }
     let rows = told?;
     if !args.json {

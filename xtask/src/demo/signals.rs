@@ -32,11 +32,15 @@ pub fn take_over() -> Result<()> {
     Ok(())
 }
 
+/// Whether somebody has asked to stop.
+pub fn stopped() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
 /// An error once somebody has asked to stop.
 pub fn check() -> Result<()> {
-    if STOP.load(Ordering::Relaxed) {
-        bail!("interrupted")
-    } else {
-        Ok(())
+    if stopped() {
+        bail!("interrupted");
     }
+    Ok(())
 }

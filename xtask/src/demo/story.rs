@@ -150,7 +150,7 @@ impl<'a> Story<'a> {
     /// The guide's two requests.
     fn by_gateway(&mut self) -> Result<()> {
         signals::check()?;
-        let seen = attempts::by_gateway(self.world, &self.world.productpage)?;
+        let seen = attempts::by_gateway(self.world, &self.world.pods.productpage)?;
         let body: Value = serde_json::from_str(&seen.answer.body).unwrap_or_default();
         let ok = seen.answer.status == Some(200)
             && body["served_by"] == plan::OUTSIDE_NAME
@@ -168,7 +168,7 @@ impl<'a> Story<'a> {
         );
 
         signals::check()?;
-        let seen = attempts::by_gateway(self.world, &self.world.reviews)?;
+        let seen = attempts::by_gateway(self.world, &self.world.pods.reviews)?;
         let ok = seen.answer.status == Some(403)
             && seen.answer.body == "RBAC: access denied"
             && seen.answer.header("content-type") == Some("text/plain")
@@ -187,7 +187,7 @@ impl<'a> Story<'a> {
 
     fn bypass(&mut self, bypass: Bypass, fate: Fate, reporters: Option<&Reporters>) -> Result<()> {
         signals::check()?;
-        let pod = self.world.reviews.id();
+        let pod = self.world.pods.reviews.id();
         let reason = bypass.reason();
         let events = reporters.and_then(|reporters| reporters.events.as_ref());
         let mark = events.map_or(Ok(0), Events::mark)?;

@@ -1,5 +1,6 @@
 //! Builds the node: its own namespace, the uplink, the outside host, the cgroup tree.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -163,7 +164,10 @@ impl Node {
         );
         for (i, cidr) in plan::POD_CIDRS.iter().enumerate() {
             let (via, source) = (plan::NODE.all()[i], plan::OUTSIDE.all()[i]);
-            outside += &format!("route add {cidr} via {via} dev uplink0 src {source}\n");
+            let _ = writeln!(
+                outside,
+                "route add {cidr} via {via} dev uplink0 src {source}"
+            );
         }
         self.outside.ip(&outside)?;
         let routes = plan::ROUTER

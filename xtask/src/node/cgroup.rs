@@ -26,7 +26,7 @@ fn find(mountinfo: &str) -> Option<PathBuf> {
             (kind.split(' ').next()? == "cgroup2")
                 .then(|| PathBuf::from(point.replace("\\040", " ")))
         })
-        .last()
+        .next_back()
 }
 
 /// Ends every process in the tree and removes it. A tree that is gone already is no error.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::pki::spiffe_id;
 use super::plan::{Both, OUTSIDE_NAME};
-use super::pod::{Pod, Process};
+use super::{Pod, Process};
 
 /// User of every sidecar in an Istio mesh; the pod's redirect leaves it alone.
 pub const SIDECAR_UID: u32 = 1337;

@@ -76,7 +76,7 @@ where
 fn echo(port: u16) -> Result<()> {
     let socket = UdpSocket::bind(everywhere(port))
         .with_context(|| format!("cannot listen on UDP port {port}"))?;
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).context("cannot receive")?;
         // The client may be gone; the next one is not.

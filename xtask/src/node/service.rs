@@ -1,5 +1,7 @@
 //! Service addresses: what kube-proxy does, with one backend for each Service.
 
+use std::fmt::Write as _;
+
 use super::plan::{self, Both};
 
 /// A Service with its backend.
@@ -83,13 +85,15 @@ pub(super) fn ruleset(services: &[Service]) -> String {
             for ((family, cluster_ip, backend), node) in families.into_iter().zip(plan::NODE.all())
             {
                 let target = format!("dnat {family} to {backend}:{}", port.target_port);
-                rules += &format!(
-                    "    {family} daddr {cluster_ip} {protocol} dport {} {target}\n",
+                let _ = writeln!(
+                    rules,
+                    "    {family} daddr {cluster_ip} {protocol} dport {} {target}",
                     port.port
                 );
                 if let Some(node_port) = port.node_port {
-                    rules += &format!(
-                        "    {family} daddr {node} {protocol} dport {node_port} {target}\n"
+                    let _ = writeln!(
+                        rules,
+                        "    {family} daddr {node} {protocol} dport {node_port} {target}"
                     );
                 }
             }
