@@ -7,13 +7,15 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::probe::Probe;
-use super::{dns, reaper, serve};
+use super::{Node, NodeOptions, dns, reaper, serve};
 
 /// `xtask node …`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Inner {
     /// Wait for the end of the node's maker, then take the node down
     Reap { id: String },
+    /// Build a bare node, print its id, and let it stand as long as this process
+    Stand,
     /// Sleep, so that a pod has a process
     Pause,
     /// Try to reach somebody, and print how it went as JSON
@@ -32,9 +34,12 @@ impl Inner {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Reap { id } => reaper::wait(id),
-            Self::Pause => loop {
-                std::thread::park();
-            },
+            Self::Stand => {
+                let node = Node::new(&NodeOptions::with_helper(std::env::current_exe()?))?;
+                println!("{}", node.id());
+                sleep_for_ever()
+            }
+            Self::Pause => sleep_for_ever(),
             Self::Probe(probe) => {
                 println!("{}", serde_json::to_string(&probe.run())?);
                 Ok(())
@@ -47,5 +52,11 @@ impl Inner {
                 dns::serve(&serde_json::from_reader(file).context("the zone is not valid")?)
             }
         }
+    }
+}
+
+fn sleep_for_ever() -> ! {
+    loop {
+        std::thread::park();
     }
 }

@@ -128,6 +128,7 @@ pub(super) const HOST_MAC_BYTES: [u8; 6] = [0xee; 6];
 pub struct Pod {
     spec: PodSpec,
     netns: Netns,
+    host: Netns,
     device: String,
     cgroup: PathBuf,
     directory: PathBuf,
@@ -153,6 +154,7 @@ impl Pod {
             cgroup: node.kubepods_directory().join(spec.cgroup_path()),
             spec: spec.clone(),
             netns,
+            host: node.host().clone(),
             device,
             directory,
             helper: node.helper().to_owned(),
@@ -280,6 +282,8 @@ impl Pod {
     pub fn delete(self) -> Result<()> {
         cgroup::remove(&self.cgroup)?;
         if !self.spec.host_network {
+            // The kernel would do it with the namespace, but only some time later.
+            self.host.ip(&format!("link del {}\n", self.device))?;
             Netns::delete(self.netns.name())?;
         }
         fs::remove_dir_all(&self.directory).context("cannot remove the files of a pod")
