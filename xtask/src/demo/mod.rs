@@ -33,7 +33,7 @@ const INTERRUPTED: i32 = 130;
     reason = "each is a switch of the command line"
 )]
 pub struct Args {
-    /// Print rows as JSON, one a line
+    /// Print the rows as one JSON document
     #[arg(long)]
     pub json: bool,
     /// Leave everything standing, and print how to look around
@@ -61,11 +61,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     signals::take_over()?;
     let start = Instant::now();
     let world = World::build(&programs, &|step| cmd::say("demo", step))?;
-    let told = tell(&world, &programs, args);
-    if let (true, Err(error)) = (args.keep, &told) {
-        // What went wrong is what somebody wants to look at.
-        eprintln!("error: {error:#}");
-    }
+    let mut story = Story::new(&world, args.json)?;
+    let told = match &programs.sallyport {
+        None => story.hole(),
+        // The agent ends with the node, or stands on with it.
+        Some(sallyport) => story.tell(sallyport).map(drop),
+    };
+    let rows = story.into_rows();
     if args.keep && !signals::stopped() {
         eprintln!("{}", look::around(&world, &programs));
         world.node.keep()?;
@@ -76,19 +78,24 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         eprintln!("everything is taken down");
         process::exit(INTERRUPTED);
     }
-    let rows = told?;
-    if !args.json {
-        println!("{}", table::summary(&rows, start.elapsed().as_secs()));
-    }
-    Ok(rows.iter().all(|row| row.ok))
+    finish(args, &rows, told, start.elapsed().as_secs())
 }
 
-fn tell(world: &World, programs: &Programs, args: &Args) -> Result<Vec<table::Row>> {
-    let mut story = Story::new(world, args.json)?;
-    match &programs.sallyport {
-        None => story.hole()?,
-        // It ends with the node, or stands on with it.
-        Some(sallyport) => drop(story.tell(sallyport)?),
+fn finish(args: &Args, rows: &[table::Row], told: Result<()>, seconds: u64) -> Result<bool> {
+    let ok = told.is_ok() && rows.iter().all(|row| row.ok);
+    if args.json {
+        let error = told.as_ref().err().map(|error| format!("{error:#}"));
+        let document = table::Document {
+            version: table::VERSION,
+            ok,
+            seconds,
+            error,
+            rows,
+        };
+        println!("{}", serde_json::to_string_pretty(&document)?);
+    } else if told.is_ok() {
+        println!("{}", table::summary(rows, seconds));
     }
-    Ok(story.into_rows())
+    told?;
+    Ok(ok)
 }

@@ -51,6 +51,7 @@ impl<'a> Story<'a> {
         })
     }
 
+    /// What was seen so far.
     pub fn into_rows(self) -> Vec<Row> {
         self.rows
     }
@@ -139,9 +140,7 @@ impl<'a> Story<'a> {
             reported: reported.to_owned(),
             ok,
         };
-        if self.json {
-            println!("{}", table::json(&row));
-        } else {
+        if !self.json {
             println!("{}", table::line(&row));
         }
         self.rows.push(row);

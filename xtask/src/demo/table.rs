@@ -71,10 +71,21 @@ pub fn line(row: &Row) -> String {
     line.trim_end().to_owned()
 }
 
-/// One line for machines.
-pub fn json(row: &Row) -> String {
-    serde_json::to_string(row).expect("a row is strings and a flag")
+/// The whole story for machines: one document.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    /// Changes when a field is renamed, removed, or means something else.
+    pub version: u32,
+    /// Whether the story was told to its end and every row was as expected.
+    pub ok: bool,
+    pub seconds: u64,
+    /// Why it ended early.
+    pub error: Option<String>,
+    pub rows: &'a [Row],
 }
+
+/// Version of [`Document`].
+pub const VERSION: u32 = 1;
 
 /// The last line.
 pub fn summary(rows: &[Row], seconds: u64) -> String {
