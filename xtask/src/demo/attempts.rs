@@ -11,9 +11,8 @@ use crate::node::plan::{self, Both};
 use crate::node::probe::{Probe, Wait};
 use crate::node::{Answer, Pod};
 
-/// How long a client waits before it says that nothing came. A first lost SYN is sent again after
-/// a second, so a client that may get through waits longer.
-const PATIENCE_MS: &str = "800";
+/// How long a client waits before it says that nothing came: long enough for a second SYN.
+const PATIENCE_MS: &str = "1200";
 
 /// What came of an attempt.
 #[derive(Clone, Debug)]
@@ -201,16 +200,18 @@ pub enum Ordinary {
     DnsTcp,
     NodePort,
     KubeletProbe,
+    NotHeld,
 }
 
 impl Ordinary {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::PodToPod,
         Self::PodToService,
         Self::DnsUdp,
         Self::DnsTcp,
         Self::NodePort,
         Self::KubeletProbe,
+        Self::NotHeld,
     ];
 
     pub const fn describe(self) -> &'static str {
@@ -221,6 +222,7 @@ impl Ordinary {
             Self::DnsTcp => "reviews asks kube-dns by TCP, IPv4 and IPv6",
             Self::NodePort => "a client outside to reviews' NodePort, IPv4 and IPv6",
             Self::KubeletProbe => "the node probes reviews' port, IPv4 and IPv6",
+            Self::NotHeld => "coredns, which nobody holds, to httpbin.org:80, both",
         }
     }
 
@@ -248,6 +250,7 @@ impl Ordinary {
             Self::DnsUdp | Self::DnsTcp => plan::service(plan::DNS),
             Self::NodePort => plan::NODE,
             Self::KubeletProbe => world.pods.reviews.ips(),
+            Self::NotHeld => plan::OUTSIDE,
         }
     }
 
@@ -286,6 +289,7 @@ impl Ordinary {
             }
             Self::NodePort => from_outside(world.node.outside(), NODE_PORT),
             Self::KubeletProbe => from_outside(world.node.host(), WORKLOAD_PORT),
+            Self::NotHeld => world.pods.dns.probe(&["http", &text, "--path", "/"]),
         }
     }
 }

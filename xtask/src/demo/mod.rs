@@ -2,6 +2,7 @@
 
 mod agent;
 mod attempts;
+mod egressctl;
 mod look;
 mod manifests;
 mod programs;

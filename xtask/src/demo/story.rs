@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::agent::{Agent, Egressctl, Events, Expected, Ready};
+use super::agent::{Agent, Ready};
 use super::attempts::{self, Bypass, Observation, Ordinary};
+use super::egressctl::{self, Egressctl, Events, Expected};
 use super::manifests;
 use super::programs::Sallyport;
 use super::signals;
@@ -287,7 +288,7 @@ fn cut(seen: &Observation) -> bool {
 
 /// Whether the event names the process, where a socket call told who it was.
 fn well_told(event: &Value, bypass: Bypass) -> bool {
-    !bypass.names_process() || super::agent::process_of(event).is_some()
+    !bypass.names_process() || egressctl::process_of(event).is_some()
 }
 
 fn describe(seen: &Observation) -> String {
@@ -321,7 +322,7 @@ fn describe_event(event: Option<&Value>, counted: u64) -> String {
         return format!("no event, {counted} counted");
     };
     let reason = event["reason"].as_str().unwrap_or("?");
-    match super::agent::process_of(event) {
+    match egressctl::process_of(event) {
         Some(process) => format!("{reason}, by {process}, {counted} counted"),
         None => format!("{reason}, {counted} counted"),
     }

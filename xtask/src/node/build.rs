@@ -62,6 +62,8 @@ impl Node {
         if !Uid::effective().is_root() {
             bail!("a node in miniature needs root; run it again with sudo");
         }
+        let helper = fs::canonicalize(&options.helper)
+            .with_context(|| format!("cannot find {}", options.helper.display()))?;
         let id = format!(
             "{:x}{}",
             process::id(),
@@ -73,8 +75,6 @@ impl Node {
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let lock = teardown::lock(&directory)?;
-        let helper = fs::canonicalize(&options.helper)
-            .with_context(|| format!("cannot find {}", options.helper.display()))?;
         let reaper = Reaper::start(&helper, &id)?;
         let prefix = teardown::netns_prefix(&id);
         // From here on the drop of a half-built node takes it down.
