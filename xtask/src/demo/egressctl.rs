@@ -13,40 +13,38 @@ use super::agent::run_dir;
 use super::programs::Sallyport;
 use crate::node::Node;
 
-/// `egressctl` on this node.
+/// `egressctl` on this node, in the node's own network namespace.
 #[derive(Clone, Debug)]
-pub struct Egressctl {
-    program: PathBuf,
-    bpffs: PathBuf,
-    run_dir: PathBuf,
+pub struct Egressctl<'a> {
+    program: &'a Path,
+    node: &'a Node,
 }
 
-impl Egressctl {
-    pub fn new(programs: &Sallyport, node: &Node) -> Self {
+impl<'a> Egressctl<'a> {
+    pub fn new(programs: &'a Sallyport, node: &'a Node) -> Self {
         Self {
-            program: programs.egressctl.clone(),
-            bpffs: node.bpffs(),
-            run_dir: run_dir(node),
+            program: &programs.egressctl,
+            node,
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.node.host_command(self.program)?;
         command
             .arg("--bpffs")
-            .arg(&self.bpffs)
+            .arg(self.node.bpffs())
             .arg("--run-dir")
-            .arg(&self.run_dir)
+            .arg(run_dir(self.node))
             .args(["-o", "json"])
             .args(args)
             .stdin(Stdio::null());
-        command
+        Ok(command)
     }
 
     /// Runs it: how it ended, and the JSON that it printed.
     pub fn run(&self, args: &[&str]) -> Result<(ExitStatus, Value)> {
         let output = self
-            .command(args)
+            .command(args)?
             .output()
             .context("cannot start egressctl")?;
         let value = serde_json::from_slice(&output.stdout).with_context(|| {
@@ -73,7 +71,7 @@ impl Egressctl {
         let output =
             File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
         let child = self
-            .command(&["events", "-f"])
+            .command(&["events", "-f"])?
             .stdout(output)
             .stderr(Stdio::null())
             .spawn()

@@ -40,7 +40,8 @@ pub fn around(world: &World, programs: &Programs) -> String {
     );
     if let Some(sallyport) = &programs.sallyport {
         let egressctl = format!(
-            "{} --bpffs {} --run-dir {}",
+            "nsenter --net={} {} --bpffs {} --run-dir {}",
+            node.host().path().display(),
             sallyport.egressctl.display(),
             node.bpffs().display(),
             run_dir(node).display()

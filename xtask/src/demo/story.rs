@@ -35,8 +35,8 @@ pub struct Story<'a> {
 }
 
 /// What reports, while the story goes on.
-struct Reporters {
-    egressctl: Egressctl,
+struct Reporters<'a> {
+    egressctl: Egressctl<'a>,
     events: Option<Events>,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Story<'a> {
         agent.wait_for(Some(old))
     }
 
-    fn phase(&mut self, phase: Phase, fate: Fate, reporters: &Reporters) -> Result<()> {
+    fn phase(&mut self, phase: Phase, fate: Fate, reporters: &Reporters<'_>) -> Result<()> {
         self.begin(phase);
         self.by_gateway()?;
         for bypass in Bypass::ALL {
@@ -185,7 +185,12 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    fn bypass(&mut self, bypass: Bypass, fate: Fate, reporters: Option<&Reporters>) -> Result<()> {
+    fn bypass(
+        &mut self,
+        bypass: Bypass,
+        fate: Fate,
+        reporters: Option<&Reporters<'_>>,
+    ) -> Result<()> {
         signals::check()?;
         let pod = self.world.pods.reviews.id();
         let reason = bypass.reason();
@@ -262,7 +267,7 @@ impl<'a> Story<'a> {
         );
     }
 
-    fn covered(&mut self, egressctl: &Egressctl) -> Result<()> {
+    fn covered(&mut self, egressctl: &Egressctl<'_>) -> Result<()> {
         let (status, _) = egressctl.run(&["status"])?;
         let seen = format!("{status}");
         self.row(
