@@ -1,6 +1,7 @@
 //! Brings the kernel to what is desired: `plan` says what to do (pure), `apply` does it.
 
 mod apply;
+mod near;
 pub mod op;
 pub mod plan;
 pub mod status;
