@@ -93,7 +93,7 @@ impl Core {
     /// gateways' files in step with both.
     pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
         let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
-        self.compile(changed || snapshot.is_some())?;
+        self.compile(changed || snapshot.is_some());
         self.sight();
         let report = self.reconcile()?;
         let gateways_failed = self.write_gateways();
@@ -153,7 +153,7 @@ impl Core {
         &self.status
     }
 
-    fn compile(&mut self, changed: bool) -> Result<()> {
+    fn compile(&mut self, changed: bool) {
         let now = Timestamp::now();
         let local = self.scout.local_addresses().unwrap_or_else(|error| {
             tracing::error!(event = "addresses_unreadable", %error);
@@ -162,7 +162,7 @@ impl Core {
         let moved = local != self.settings.local_addresses;
         let due = self.compiled.next_change.is_some_and(|at| at <= now);
         if !(changed || moved || due) {
-            return Ok(());
+            return;
         }
         self.settings.local_addresses = local;
         self.gateways.compile(&self.index);
@@ -181,7 +181,6 @@ impl Core {
             );
         }
         self.problems = problems;
-        Ok(())
     }
 
     /// Pods of the desired state, and those that the kernel still knows. When the node can't be
@@ -319,10 +318,9 @@ impl Core {
             hash.update(digest);
         }
         self.gateways.hash(&mut hash);
-        hash.finalize()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        let bytes = hash.finalize();
+        let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
+        format!("{:016x}", u64::from_be_bytes(*head))
     }
 }
 

@@ -118,7 +118,10 @@ impl Model {
         let slot = self.state.devices.get(&ifindex).map(|e| e.slot);
         let slot = slot.ok_or("a hook must not come before its entry")?;
         if direction == Direction::Ingress {
-            assert!(self.adopted.contains(&slot), "dropped before flows are taken over");
+            assert!(
+                self.adopted.contains(&slot),
+                "dropped before flows are taken over"
+            );
         }
         self.state
             .links

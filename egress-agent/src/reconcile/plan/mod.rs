@@ -1,0 +1,163 @@
+//! From desired and observed state to the steps between them. Pure.
+//!
+//! Order of the steps, such that a crash between any two leaks nothing and breaks nothing:
+//! 1. settings; 2. policies that are new: announced as incomplete, written, completed;
+//! 3. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
+//!    from outside from then on; 4. flows that stand are taken over; 5. the ingress hook, which
+//!    drops, and the cgroup's entry, which says that the hooks stand;
+//! 6. pods that are gone: cgroup entry (the gate closes), hooks, device entries, slot;
+//! 7. the hooks on kubepods; 8. policies that nobody named before this plan are collected.
+mod members;
+mod pods;
+mod policies;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::maps::Config;
+
+use super::near::Near;
+use super::op::{Op, Plan, Step, Subject};
+use crate::compile::{DesiredState, Digest};
+use crate::datapath::maps::text;
+use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::node::Sightings;
+use members::{Member, owners};
+
+/// What planning needs to know beside the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub config: Config,
+    /// The kernel's monotonic clock: birth of slots that are given now.
+    pub now_ns: u64,
+}
+
+/// The steps from `observed` to `desired`. Empty if there is nothing to do.
+///
+/// Policies that fall out of use are collected by the plan after this one, when the flip of
+/// their pods has been observed.
+pub fn plan(
+    desired: &DesiredState,
+    sightings: &Sightings,
+    observed: &Observed,
+    settings: &Settings,
+) -> Plan {
+    let mut planner = Planner {
+        observed,
+        sightings,
+        settings,
+        plan: Plan::default(),
+        numbers: BTreeMap::new(),
+        near: BTreeMap::new(),
+        adopt: Vec::new(),
+        close: Vec::new(),
+        cgroups: BTreeSet::new(),
+        devices: BTreeSet::new(),
+    };
+    planner.config();
+    planner.policies(desired);
+    let members = planner.members(desired);
+    let owners = owners(&members);
+    for member in members.values() {
+        planner.member(member, &owners);
+    }
+    let (adopt, close) = (
+        std::mem::take(&mut planner.adopt),
+        std::mem::take(&mut planner.close),
+    );
+    planner.plan.steps.extend(adopt);
+    planner.plan.steps.extend(close);
+    planner.gone(&members);
+    planner.kubepods();
+    planner.collect();
+    planner.plan
+}
+struct Planner<'a> {
+    observed: &'a Observed,
+    sightings: &'a Sightings,
+    settings: &'a Settings,
+    plan: Plan,
+    numbers: BTreeMap<Digest, u32>,
+    near: BTreeMap<Digest, Near>,
+    /// Steps that come after all egress hooks, and those after all flows are taken over.
+    adopt: Vec<Step>,
+    close: Vec<Step>,
+    /// What is somebody's.
+    cgroups: BTreeSet<u64>,
+    devices: BTreeSet<u32>,
+}
+
+impl Planner<'_> {
+    fn step(&mut self, subject: Subject, op: Op) {
+        self.plan.steps.push(Step {
+            subject,
+            policy: None,
+            op,
+        });
+    }
+
+    fn config(&mut self) {
+        if self.observed.config != Some(self.settings.config) {
+            self.step(Subject::Node, Op::SetConfig(self.settings.config));
+        }
+    }
+
+    /// What is nobody's any more.
+    fn gone(&mut self, members: &BTreeMap<String, Member<'_>>) {
+        let slots: BTreeMap<u32, &str> = members
+            .values()
+            .map(|member| (member.slot, member.uid.as_str()))
+            .collect();
+        let observed = self.observed;
+        // Steps of one pod fail together: the slot is free only when all else is gone.
+        let subject = |slot: u32, other: Subject| match slots.get(&slot) {
+            Some(uid) => Subject::Pod((*uid).to_owned()),
+            None => match observed.slots.get(&slot) {
+                Some(info) => Subject::Pod(text(&info.uid)),
+                None => other,
+            },
+        };
+        for (cgroup, endpoint) in &observed.cgroups {
+            if !self.cgroups.contains(cgroup) {
+                let subject = subject(endpoint.slot, Subject::Cgroup(*cgroup));
+                self.step(subject, Op::RemoveCgroup { cgroup: *cgroup });
+            }
+        }
+        let mut hooked: BTreeSet<u32> = observed.links.keys().map(|(index, _)| *index).collect();
+        hooked.extend(observed.devices.keys());
+        for ifindex in hooked {
+            if self.devices.contains(&ifindex) {
+                continue;
+            }
+            let entry = observed.devices.get(&ifindex);
+            let subject = subject(
+                entry.map_or(0, |endpoint| endpoint.slot),
+                Subject::Device(ifindex),
+            );
+            for direction in Direction::BOTH {
+                if observed.link(ifindex, direction).is_some() {
+                    self.step(subject.clone(), Op::Detach { ifindex, direction });
+                }
+            }
+            if entry.is_some() {
+                self.step(subject, Op::RemoveDevice { ifindex });
+            }
+        }
+        for (slot, info) in &observed.slots {
+            if !slots.contains_key(slot) {
+                let subject = Subject::Pod(text(&info.uid));
+                self.step(subject, Op::RemovePodInfo { slot: *slot });
+            }
+        }
+    }
+
+    fn kubepods(&mut self) {
+        for hook in CgroupHook::ALL {
+            let op = match self.observed.cgroup_links.get(&hook) {
+                Some(LinkState::Good | LinkState::Displaced) => continue,
+                Some(LinkState::OldProgram) => Op::SwapCgroup(hook),
+                _ => Op::AttachCgroup(hook),
+            };
+            self.step(Subject::Node, op);
+        }
+    }
+}
