@@ -1,6 +1,6 @@
 //! What is pinned, read by path: for the CLI and the telemetry, whether an agent runs or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
+use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use egress_common::event::Event;
 use egress_common::maps::{
     Config, Count, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
@@ -85,6 +86,14 @@ pub struct PinnedHook {
     /// Tag of its program, in hexadecimal.
     pub program_tag: String,
     pub target: HookTarget,
+}
+
+/// A device with hooks of ours, as seen from the caller's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookedDevice {
+    pub name: String,
+    /// Ours runs before every other program, at both hooks.
+    pub is_first: bool,
 }
 
 /// What a link hangs on.
@@ -336,6 +345,53 @@ impl Pinned {
             }
         }
         Ok(hooks)
+    }
+
+    /// Names of the devices that these hooks are on, by interface index, and whether ours come
+    /// first there. From another network namespace than the node's a device has no name: its index
+    /// means another one there.
+    pub fn hooked_devices(hooks: &[PinnedHook]) -> BTreeMap<u32, HookedDevice> {
+        let Ok(interfaces) = nix::net::if_::if_nameindex() else {
+            return BTreeMap::new();
+        };
+        let mut devices = BTreeMap::new();
+        for interface in &interfaces {
+            let Ok(name) = interface.name().to_str() else {
+                continue;
+            };
+            let mut is_first = true;
+            let mut is_ours = false;
+            for hook in hooks {
+                if hook.target != HookTarget::Device(interface.index()) {
+                    continue;
+                }
+                let side = if hook.pin.ends_with("-ingress") {
+                    TcAttachType::Ingress
+                } else {
+                    TcAttachType::Egress
+                };
+                let Ok((_, programs)) = SchedClassifier::query_tcx(name, side) else {
+                    continue;
+                };
+                let place = programs.iter().position(|it| it.id() == hook.program_id);
+                is_ours |= place.is_some();
+                is_first &= place == Some(0);
+            }
+            if is_ours {
+                let name = name.to_owned();
+                devices.insert(interface.index(), HookedDevice { name, is_first });
+            }
+        }
+        devices
+    }
+
+    /// Which of these programs the kernel still has.
+    pub fn loaded(programs: &BTreeSet<u32>) -> BTreeSet<u32> {
+        loaded_programs()
+            .filter_map(Result::ok)
+            .map(|program| program.id())
+            .filter(|id| programs.contains(id))
+            .collect()
     }
 
     /// Takes down all pins: links first, so that no program looks into maps that go. Returns the
