@@ -115,8 +115,11 @@ pub const fn network4(addr_be: [u8; 4]) -> usize {
 /// The number of the network that an address is in: of its first 64 bits.
 #[inline(always)]
 pub const fn network6(addr_be: [u8; 16]) -> usize {
-    let [a, b, c, d, e, f, g, h, ..] = addr_be;
-    network(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    let (first, _) = addr_be.split_at(8);
+    match first.first_chunk() {
+        Some(first) => network(u64::from_be_bytes(*first)),
+        None => 0,
+    }
 }
 
 /// Fibonacci hashing: the top six bits of a product with 2^64 over the golden ratio.

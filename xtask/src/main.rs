@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, binaries, checks, test, tools, workspace::Workspace};
+use xtask::{bench, binaries, checks, demo, node, test, tools, workspace::Workspace};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -24,12 +24,17 @@ enum Verb {
     Build(binaries::Args),
     /// Install what building and running need, and print where it is
     Tools,
+    /// Tell the story of the guide on a node in miniature (as root)
+    Demo(demo::Args),
     /// Check formatting and lints
     Lint(checks::Args),
     /// Run every check and test there is
     Test(test::Args),
     /// Measure what the kernel programs cost a packet
     Bench(bench::Args),
+    /// What the node in miniature starts inside itself
+    #[command(subcommand, hide = true)]
+    Node(node::inner::Inner),
 }
 
 fn main() -> ExitCode {
@@ -46,8 +51,14 @@ fn main() -> ExitCode {
 
 /// Whether everything went well, for the verbs that report failures by themselves.
 fn run(cli: &Cli) -> Result<bool> {
+    // Inside a pod there is no workspace.
+    if let Verb::Node(inner) = &cli.verb {
+        return inner.run().map(|()| true);
+    }
     let workspace = Workspace::find()?;
     match &cli.verb {
+        Verb::Demo(args) => demo::run(&workspace, args),
+        Verb::Node(_) => unreachable!("it has been run"),
         Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
         Verb::Tools => tools::run(&workspace).map(|()| true),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),

@@ -14,7 +14,7 @@ use super::run_dir::{Ready, RunDir};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
 use crate::datapath::{Adopt, Kernel, Observed};
-use crate::index::{Index, Problem};
+use crate::index::{Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
 use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
 use crate::source::Snapshot;
@@ -34,7 +34,7 @@ pub struct Core {
     scout: Scout,
     sightings: Sightings,
     reconciler: Reconciler<Kernel>,
-    gateways: Option<Gateways>,
+    gateways: Gateways,
     run_dir: RunDir,
     observed: Observed,
     status: NodeStatus,
@@ -60,7 +60,7 @@ impl Core {
         options: &Options,
         scout: Scout,
         kernel: Kernel,
-        gateways: Option<Gateways>,
+        gateways: Gateways,
         run_dir: RunDir,
     ) -> Result<Self> {
         let observed = kernel.datapath.observe()?;
@@ -165,10 +165,9 @@ impl Core {
             return;
         }
         self.settings.local_addresses = local;
-        self.compiled = compile::compile(&self.index, &self.settings, now);
-        if let Some(gateways) = &mut self.gateways {
-            gateways.compile(&self.index);
-        }
+        self.gateways.compile(&self.index);
+        let admits = |account: &Key| self.gateways.admits(account);
+        self.compiled = compile::compile(&self.index, &self.settings, &admits, now);
         let problems: BTreeSet<Problem> = self.compiled.problems.iter().cloned().collect();
         for problem in problems.difference(&self.problems) {
             tracing::warn!(
@@ -232,10 +231,7 @@ impl Core {
 
     /// Whether it failed.
     fn write_gateways(&mut self) -> bool {
-        let Some(gateways) = &self.gateways else {
-            return false;
-        };
-        match gateways.write() {
+        match self.gateways.write() {
             Ok(()) => false,
             Err(error) => {
                 tracing::error!(event = "gateway_write_failed", %error);
@@ -321,9 +317,7 @@ impl Core {
         for digest in policies.keys() {
             hash.update(digest);
         }
-        if let Some(gateways) = &self.gateways {
-            gateways.hash(&mut hash);
-        }
+        self.gateways.hash(&mut hash);
         let bytes = hash.finalize();
         let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
         format!("{:016x}", u64::from_be_bytes(*head))

@@ -6,43 +6,59 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::options::Options;
-use crate::gateway::{self, OutboundPolicy, Rendered, Writer, from_index};
-use crate::index::Index;
+use crate::gateway::{self, GatewayPolicy, OutboundPolicy, Rendered, Writer, from_index};
+use crate::index::{Index, Key};
 
-/// What is rendered for the gateways, and where it goes.
+/// What the gateways let through, and the files that tell them.
 #[derive(Debug)]
 pub struct Gateways {
-    settings: gateway::Settings,
     trust_domain: String,
     cluster: Option<String>,
     outbound: OutboundPolicy,
+    policy: GatewayPolicy,
+    problems: BTreeSet<String>,
+    /// None if no directory was given.
+    output: Option<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    settings: gateway::Settings,
     writer: Writer,
     rendered: Rendered,
-    problems: BTreeSet<String>,
 }
 
 impl Gateways {
-    /// None if no directory was given.
-    pub fn new(options: &Options) -> Option<Self> {
+    pub fn new(options: &Options) -> Self {
         // The command line takes all three or none.
-        let config_dir = options.gateway_config_dir.clone()?;
-        let settings = gateway::Settings {
-            cert_dir: options.gateway_cert_dir.clone()?,
-            upstream_ca: options.gateway_upstream_ca.clone()?,
-            config_dir: config_dir.clone(),
+        let directories = (
+            options.gateway_config_dir.clone(),
+            options.gateway_cert_dir.clone(),
+            options.gateway_upstream_ca.clone(),
+        );
+        let output = match directories {
+            (Some(config_dir), Some(cert_dir), Some(upstream_ca)) => Some(Output {
+                writer: Writer::new(config_dir.clone()),
+                settings: gateway::Settings {
+                    cert_dir,
+                    upstream_ca,
+                    config_dir,
+                },
+                rendered: Rendered::default(),
+            }),
+            _ => None,
         };
-        Some(Self {
-            settings,
+        Self {
             trust_domain: options.trust_domain.clone(),
             cluster: options.cluster_name.clone(),
             outbound: options.outbound_policy.into(),
-            writer: Writer::new(config_dir),
-            rendered: Rendered::default(),
+            policy: GatewayPolicy::default(),
             problems: BTreeSet::new(),
-        })
+            output,
+        }
     }
 
-    /// Renders anew, and says what is wrong, each once.
+    /// Compiles and renders anew, and says what is wrong, each once.
     pub fn compile(&mut self, index: &Index) {
         let objects = from_index::objects(
             index,
@@ -65,12 +81,23 @@ impl Gateways {
             now.insert(text);
         }
         self.problems = now;
-        self.rendered = gateway::render(&policy, &self.settings);
+        self.policy = policy;
+        if let Some(output) = &mut self.output {
+            output.rendered = gateway::render(&self.policy, &output.settings);
+        }
+    }
+
+    /// Whether some gateway may let this service account through to something.
+    pub fn admits(&self, account: &Key) -> bool {
+        self.policy.admits(&account.namespace, &account.name)
     }
 
     /// Writes the files that differ.
     pub fn write(&self) -> Result<()> {
-        let written = self.writer.write(&self.rendered)?;
+        let Some(output) = &self.output else {
+            return Ok(());
+        };
+        let written = output.writer.write(&output.rendered)?;
         for path in written {
             tracing::info!(event = "gateway_written", path = %path.display());
         }
@@ -78,7 +105,11 @@ impl Gateways {
     }
 
     pub fn hash(&self, hash: &mut Sha256) {
-        for (name, files) in &self.rendered.gateways {
+        let rendered = self
+            .output
+            .iter()
+            .flat_map(|output| &output.rendered.gateways);
+        for (name, files) in rendered {
             hash.update(name);
             for file in files {
                 hash.update(&file.content);

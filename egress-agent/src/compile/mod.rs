@@ -19,7 +19,7 @@ use egress_common::limits::MAX_RANGES;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-pub use admission::{ByClients, GatewayAdmission};
+pub use admission::GatewayAdmission;
 pub use desired::{DesiredPod, DesiredState, Digest, Hold, Policy};
 pub use ports::PortSet;
 
@@ -55,18 +55,8 @@ pub struct Compiled {
     pub next_change: Option<Timestamp>,
 }
 
-/// Compiles with [`ByClients`] to say who reaches the gateways under `gatewayAccess: Policy`.
-pub fn compile(index: &Index, settings: &Settings, now: Timestamp) -> Compiled {
-    let admission = ByClients {
-        index,
-        cluster: settings.cluster_name.as_deref(),
-        allow_any: settings.allow_any,
-    };
-    compile_with(index, settings, &admission, now)
-}
-
 /// Compiles; `admission` says who reaches the gateways under `gatewayAccess: Policy`.
-pub fn compile_with(
+pub fn compile(
     index: &Index,
     settings: &Settings,
     admission: &impl GatewayAdmission,

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use egress_common::maps::{Flow, FlowKey};
+use egress_common::maps::{Flow, FlowKey, Inbound, NETWORKS};
 
 use super::{Datapath, DatapathError, Direction, Observed};
 use crate::compile::DesiredState;
@@ -55,6 +55,11 @@ impl Kernel {
             keys.into_iter().map(|key| (key, seen)).collect()
         };
         let maps = &self.datapath.maps;
+        if !inbound.is_empty() {
+            // All of them, because the kernel may be setting one of them right now.
+            let networks = [1; NETWORKS];
+            maps.inbound.insert(&slot, &Inbound { networks })?;
+        }
         Ok(maps.flows_in.insert_all(&with_time(inbound))?
             + maps.flows_out.insert_all(&with_time(outbound))?)
     }
@@ -109,7 +114,8 @@ impl Executor for Kernel {
 
 /// The kernel's monotonic clock, nanoseconds.
 pub fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+    // The coarse one, as in the kernel programs: a finer time could lie ahead of theirs.
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .expect("every Linux has this clock");
     let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)

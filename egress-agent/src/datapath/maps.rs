@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, PodCounters, PodInfo,
-    PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, name,
+    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, PodCounters,
+    PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, name,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -26,6 +26,7 @@ pub struct Maps {
     pub prefix4: Table<TrieKey<PrefixKey4>, PrefixRule>,
     pub prefix6: Table<TrieKey<PrefixKey6>, PrefixRule>,
     pub flows_in: Table<FlowKey, Flow>,
+    pub inbound: Table<u32, Inbound>,
     pub flows_out: Table<FlowKey, Flow>,
     pub counters: PerCpuTable<PodCounters>,
     pub config: Table<u32, Config>,
@@ -48,6 +49,7 @@ impl Maps {
             prefix4: Table::new(name::PREFIX4, pins.open_map(name::PREFIX4)?)?,
             prefix6: Table::new(name::PREFIX6, pins.open_map(name::PREFIX6)?)?,
             flows_in: Table::new(name::FLOWS_IN, pins.open_map(name::FLOWS_IN)?)?,
+            inbound: Table::new(name::INBOUND, pins.open_map(name::INBOUND)?)?,
             flows_out: Table::new(name::FLOWS_OUT, pins.open_map(name::FLOWS_OUT)?)?,
             counters: PerCpuTable::new(name::COUNTERS, pins.open_map(name::COUNTERS)?)?,
             config: Table::new(name::CONFIG, pins.open_map(name::CONFIG)?)?,

@@ -27,7 +27,11 @@ impl Near {
                 && let Some(place) = free4.next()
             {
                 let (addr_be, port_be) = (addr.octets(), port.to_be_bytes());
-                *place = Near4 { addr_be, port_be, rule: rule.rule };
+                *place = Near4 {
+                    addr_be,
+                    port_be,
+                    rule: rule.rule,
+                };
             }
         }
         let mut free6 = near.near6.iter_mut();
@@ -38,7 +42,11 @@ impl Near {
                 && let Some(place) = free6.next()
             {
                 let (addr_be, port_be) = (addr.octets(), port.to_be_bytes());
-                *place = Near6 { addr_be, port_be, rule: rule.rule };
+                *place = Near6 {
+                    addr_be,
+                    port_be,
+                    rule: rule.rule,
+                };
             }
         }
         near
@@ -54,7 +62,11 @@ mod tests {
     use super::*;
 
     fn rule(rule: u16, reason: Reason) -> ExactRule {
-        ExactRule { rule, reason: reason as u8, pad: 0 }
+        ExactRule {
+            rule,
+            reason: reason as u8,
+            pad: 0,
+        }
     }
 
     #[test]
@@ -64,17 +76,35 @@ mod tests {
         policy.exact4.insert((dns, 53, 17), rule(1, Reason::Dns));
         let gateways = (1..=5).map(|last| Ipv4Addr::new(10, 244, 1, last));
         for gateway in gateways.clone() {
-            policy.exact4.insert((gateway, 8443, TCP), rule(2, Reason::Gateway));
+            policy
+                .exact4
+                .insert((gateway, 8443, TCP), rule(2, Reason::Gateway));
         }
         let gateway6: Ipv6Addr = "fd00::9".parse().unwrap();
-        policy.exact6.insert((gateway6, 8443, TCP), rule(2, Reason::Gateway));
+        policy
+            .exact6
+            .insert((gateway6, 8443, TCP), rule(2, Reason::Gateway));
 
         let near = Near::of(&policy);
         let port_be = 8443_u16.to_be_bytes();
         for (place, gateway) in near.near4.iter().zip(gateways) {
-            assert_eq!(*place, Near4 { addr_be: gateway.octets(), port_be, rule: 2 });
+            assert_eq!(
+                *place,
+                Near4 {
+                    addr_be: gateway.octets(),
+                    port_be,
+                    rule: 2
+                }
+            );
         }
-        assert_eq!(near.near6[0], Near6 { addr_be: gateway6.octets(), port_be, rule: 2 });
+        assert_eq!(
+            near.near6[0],
+            Near6 {
+                addr_be: gateway6.octets(),
+                port_be,
+                rule: 2
+            }
+        );
         for network in [network4([10, 96, 0, 0]), network4([10, 244, 0, 0])] {
             assert_ne!(near.exact_networks & 1 << network, 0);
         }

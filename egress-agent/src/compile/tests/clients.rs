@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::by_clients::ByClients;
 use super::make::{index, mk_access, mk_account, mk_external};
-use crate::compile::{ByClients, GatewayAdmission};
+use crate::compile::GatewayAdmission;
 use crate::index::{Key, Object};
 
 fn admits(account: &str, objects: impl IntoIterator<Item = Object>) -> bool {

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::by_clients::{ByClients, compile};
 use super::make::{
     TCP, at, compiled, index, ip, mk_access, mk_external, mk_gateway, mk_lockdown, mk_node, mk_pod,
     mk_raw_slice, mk_service, net, pod, reason,
 };
-use crate::compile::{ByClients, GatewayAdmission, Hold, Settings, compile};
+use crate::compile::{GatewayAdmission, Hold, Settings};
 use crate::index::{Effect, Index, Key, Object, ObjectId, Problem};
 use egress_common::reason::Reason;
 

@@ -2,11 +2,12 @@
 
 use serde_json::json;
 
+use super::by_clients::compile;
 use super::make::{
     TCP, UDP, ask, at, compiled, index, mk_lockdown, mk_namespace, mk_pod, pod, reason,
 };
 use crate::api::lockdown::OnDeny;
-use crate::compile::{Hold, Settings, compile};
+use crate::compile::{Hold, Settings};
 use crate::index::Object;
 use egress_common::reason::Reason;
 

@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::compile::{Compiled, DesiredPod, Policy, Settings, compile};
+use super::by_clients::compile;
+use crate::compile::{Compiled, DesiredPod, Policy, Settings};
 use crate::index::{Index, Object};
 
 pub const TCP: u8 = 6;

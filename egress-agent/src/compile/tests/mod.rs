@@ -2,6 +2,7 @@
 // `json!` makes its value for the one call that takes it.
 #![allow(clippy::needless_pass_by_value)]
 
+mod by_clients;
 mod clients;
 mod exceptions;
 mod gateways;

@@ -10,7 +10,7 @@ use super::model::Rights;
 use super::random::scenario;
 use super::scenario::{ADDRESSES, APPS, NAMESPACES, PROTOCOLS, Probe, Scenario};
 use crate::api::lockdown::OnDeny;
-use crate::compile::{Compiled, Hold, Settings, compile_with};
+use crate::compile::{self, Compiled, Hold, Settings};
 use crate::index::{Effect, Index, Key, Object};
 
 /// Fewer on a quick run, more on request.
@@ -30,7 +30,7 @@ fn compile(index: &Index) -> Compiled {
         ..Settings::default()
     };
     let admission = |account: &Key| account.name == "web";
-    compile_with(index, &settings, &admission, at("2026-01-01T00:00:00Z"))
+    compile::compile(index, &settings, &admission, at("2026-01-01T00:00:00Z"))
 }
 
 fn check(scenario: &Scenario, compiled: &Compiled, probe: &Probe) -> Result<(), TestCaseError> {

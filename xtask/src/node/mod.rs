@@ -1,0 +1,52 @@
+//! A Kubernetes node in miniature, made of what a real one is made of: network namespaces with
+//! veth and host route, cgroups under a `kubepods` tree, Service addresses with DNAT, an outside
+//! host. The demo and the integration tests stand on it.
+//!
+//! Nothing of it is in the machine's own network namespace: the "host" of the node is a namespace
+//! too, and the agent runs in there. Several nodes can stand at once.
+//!
+//! ```no_run
+//! use xtask::node::{Node, NodeOptions, PodSpec};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let node = Node::new(&NodeOptions::with_helper("target/debug/xtask"))?;
+//! let pod = node.pod(&PodSpec::new("bookinfo", "reviews-v1", 11))?;
+//! let answer = pod.probe(&["udp", "--to", "203.0.113.10:9999", "--payload", "hello"])?;
+//! assert_eq!(answer.outcome, "answered");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The node is taken down when it is dropped; if this process dies before, in whatever way, a
+//! helper process that waits for that does it.
+
+mod build;
+mod cgroup;
+pub mod dns;
+pub mod envoy;
+pub(crate) mod http;
+pub mod inner;
+mod netns;
+pub mod objects;
+pub mod pki;
+mod place;
+pub mod plan;
+mod pod;
+pub mod probe;
+mod process;
+mod raw;
+mod reaper;
+mod serve;
+mod service;
+mod teardown;
+mod tool;
+pub mod wire;
+
+pub use build::{Node, NodeOptions};
+pub use netns::Netns;
+pub use place::Placement;
+pub use pod::{ANY_CONTAINER, Pod, PodSpec, Qos};
+pub use probe::Answer;
+pub use process::{PodCommand, Process};
+pub use service::{Backend, Service, ServicePort};
+pub use teardown::{ROOT as RUN_ROOT, cleanup, teardown};
