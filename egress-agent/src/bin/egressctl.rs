@@ -1,1 +1,7 @@
-fn main() {}
+//! The command line; see `egress_agent::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    egress_agent::cli::main()
+}

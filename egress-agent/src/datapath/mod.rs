@@ -6,6 +6,7 @@ pub mod links;
 mod load;
 pub mod maps;
 pub mod observed;
+pub mod pinned;
 pub mod pins;
 mod sys;
 mod table;

@@ -1,0 +1,49 @@
+//! The maps that are arrays: counters and settings.
+
+use egress_common::Reason;
+use egress_common::maps::Config;
+use serde_json::Value;
+
+use super::cells::Names;
+use super::dump::Dump;
+
+/// One row for each reason that a slot has counted; the rest are zeros.
+pub fn counters(names: &Names<'_>) -> Dump {
+    let mut rows = Vec::new();
+    for (slot, counters) in names.counters() {
+        for reason in Reason::ALL {
+            let count = &counters.reasons[*reason as usize];
+            if count.packets > 0 {
+                rows.push(vec![
+                    (*slot).into(),
+                    names.slot(*slot),
+                    names.reason(*reason as u8),
+                    count.packets.into(),
+                    count.bytes.into(),
+                ]);
+            }
+        }
+    }
+    Dump {
+        fields: &["slot", "pod", "reason", "packets", "bytes"],
+        rows,
+    }
+}
+
+/// One row for each setting.
+pub fn config(names: &Names<'_>, config: &Config) -> Dump {
+    let settings: [(&str, Value); 5] = [
+        ("qosCgroups", config.qos_cgroups.to_vec().into()),
+        ("kubepodsLevel", config.kubepods_level.into()),
+        ("eventIntervalNs", config.event_interval_ns.into()),
+        ("eventBurst", config.event_burst.into()),
+        ("unknownPods", names.mode(config.unknown_mode)),
+    ];
+    Dump {
+        fields: &["setting", "value"],
+        rows: settings
+            .into_iter()
+            .map(|(setting, value)| vec![setting.into(), value])
+            .collect(),
+    }
+}

@@ -1,0 +1,261 @@
+//! Whether what should be held is held.
+
+use serde::Serialize;
+
+use super::output::{Part, Table, View, values};
+use super::pods::{Coverage, Device, Pod, pods};
+use super::snapshot::Snapshot;
+use crate::datapath::pinned::HookTarget;
+
+/// Pins of the hooks on kubepods, and their programs.
+const HOOKS: [(&str, &str); 6] = [
+    ("cg-egress", "sp_cg_egress"),
+    ("cg-ingress", "sp_cg_ingress"),
+    ("cg-connect4", "sp_connect4"),
+    ("cg-connect6", "sp_connect6"),
+    ("cg-sendmsg4", "sp_sendmsg4"),
+    ("cg-sendmsg6", "sp_sendmsg6"),
+];
+
+/// The node as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub agent: Agent,
+    pub kernel: String,
+    /// Directory of the pins.
+    pub pins: String,
+    /// Cgroup that the hooks are on; empty if it can't be found.
+    pub kubepods: String,
+    pub hooks: Vec<Hook>,
+    pub pods: Vec<PodStatus>,
+    pub counts: Counts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agent {
+    pub running: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The kernel is as the agent wants it.
+    pub in_sync: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Map writes since the agent was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writes: Option<u64>,
+}
+
+/// A hook on kubepods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hook {
+    pub program: &'static str,
+    /// `attached`, `gone` with its cgroup, or `missing`.
+    pub state: &'static str,
+    /// Tag of the program, in hexadecimal.
+    pub program_tag: String,
+    /// Id of the cgroup; 0 if it is not attached.
+    pub cgroup: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub mode: String,
+    pub coverage: Coverage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    pub devices: Vec<Device>,
+}
+
+/// Pods by how they are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    pub covered: usize,
+    pub host_network: usize,
+    pub not_held: usize,
+    pub waiting: usize,
+    pub uncovered: usize,
+    /// Packets of pods that are not known (yet) and were dropped.
+    pub unknown_pods_dropped_packets: u64,
+}
+
+/// Judges what was read.
+pub fn status(snapshot: &Snapshot) -> Status {
+    let pods = pods(snapshot);
+    let hooks: Vec<Hook> = HOOKS
+        .iter()
+        .map(|(pin, program)| hook(snapshot, pin, program))
+        .collect();
+    let kubepods = hooks.iter().map(|hook| hook.cgroup).find(|id| *id != 0);
+    let place = kubepods.and_then(|id| snapshot.places.as_ref()?.get(&id));
+    let agent = &snapshot.agent;
+    Status {
+        agent: Agent {
+            running: agent.running,
+            pid: agent.pid,
+            in_sync: agent.ready.is_some(),
+            revision: agent.ready.as_ref().map(|ready| ready.revision.clone()),
+            writes: agent.ready.as_ref().map(|ready| ready.writes),
+        },
+        kernel: snapshot.kernel.clone(),
+        pins: snapshot.pins.display().to_string(),
+        kubepods: place
+            .map(|place| place.path.display().to_string())
+            .unwrap_or_default(),
+        hooks,
+        counts: counts(snapshot, &pods),
+        pods: pods.into_iter().map(PodStatus::from).collect(),
+    }
+}
+
+impl From<Pod> for PodStatus {
+    fn from(pod: Pod) -> Self {
+        Self {
+            namespace: pod.namespace,
+            name: pod.name,
+            uid: pod.uid,
+            mode: pod.mode,
+            coverage: pod.coverage,
+            problem: pod.problem,
+            devices: pod.devices,
+        }
+    }
+}
+
+fn hook(snapshot: &Snapshot, pin: &str, program: &'static str) -> Hook {
+    let Some(found) = snapshot.hook(pin) else {
+        return Hook {
+            program,
+            state: "missing",
+            program_tag: String::new(),
+            cgroup: 0,
+        };
+    };
+    let (state, cgroup) = match found.target {
+        HookTarget::Cgroup(id) => ("attached", id),
+        HookTarget::Gone | HookTarget::Device(_) => ("gone", 0),
+    };
+    Hook {
+        program,
+        state,
+        program_tag: found.program_tag.clone(),
+        cgroup,
+    }
+}
+
+fn counts(snapshot: &Snapshot, pods: &[Pod]) -> Counts {
+    let of = |coverage| pods.iter().filter(|pod| pod.coverage == coverage).count();
+    let unknown = snapshot.counters.get(&0);
+    Counts {
+        covered: of(Coverage::Covered),
+        host_network: of(Coverage::HostNetwork),
+        not_held: of(Coverage::NotHeld),
+        waiting: of(Coverage::Waiting),
+        uncovered: of(Coverage::Uncovered),
+        unknown_pods_dropped_packets: unknown.map_or(0, |counters| {
+            counters.reasons[egress_common::Reason::UnknownPod as usize].packets
+        }),
+    }
+}
+
+impl Status {
+    /// Every held pod is covered, and every hook on kubepods stands.
+    pub fn is_well(&self) -> bool {
+        self.counts.uncovered == 0 && self.hooks.iter().all(|hook| hook.state == "attached")
+    }
+
+    fn headline(&self) -> String {
+        let agent = &self.agent;
+        let agent = match (agent.running, agent.in_sync) {
+            (false, _) => "not running; what is pinned stays in force".to_owned(),
+            (true, true) => format!(
+                "running, in sync (revision {}, {} writes)",
+                agent.revision.as_deref().unwrap_or("-"),
+                agent.writes.unwrap_or(0)
+            ),
+            (true, false) => "running, not in sync: see its log".to_owned(),
+        };
+        let kubepods = if self.kubepods.is_empty() {
+            "not found"
+        } else {
+            &self.kubepods
+        };
+        format!(
+            "agent     {agent}\nkernel    {}\npins      {}\nkubepods  {kubepods}",
+            self.kernel, self.pins
+        )
+    }
+
+    fn summary(&self) -> String {
+        let counts = self.counts;
+        let mut text = format!(
+            "{} covered, {} host-network, {} not held, {} waiting, {} uncovered; {} packets of \
+             unknown pods dropped",
+            counts.covered,
+            counts.host_network,
+            counts.not_held,
+            counts.waiting,
+            counts.uncovered,
+            counts.unknown_pods_dropped_packets
+        );
+        for hook in self.hooks.iter().filter(|hook| hook.state != "attached") {
+            text.push_str(&format!(
+                "\nHOOK {}: {} on kubepods; is the agent running?",
+                hook.state.to_uppercase(),
+                hook.program
+            ));
+        }
+        for pod in &self.pods {
+            if pod.coverage == Coverage::Uncovered {
+                let problem = pod.problem.as_deref().unwrap_or("no reason is known");
+                text.push_str(&format!(
+                    "\nUNCOVERED: {}/{}: {problem}",
+                    pod.namespace, pod.name
+                ));
+            }
+        }
+        text
+    }
+
+    /// For printing.
+    pub fn view(&self) -> View {
+        let mut hooks = Table::new(&["HOOK", "STATE", "PROGRAM-TAG", "+CGROUP"]);
+        for hook in &self.hooks {
+            hooks.row(vec![
+                hook.program.to_owned(),
+                hook.state.to_owned(),
+                hook.program_tag.clone(),
+                hook.cgroup.to_string(),
+            ]);
+        }
+        let mut pods = Table::new(&["NAMESPACE", "NAME", "MODE", "COVERAGE", "DEVICES", "+UID"]);
+        for pod in &self.pods {
+            let devices: Vec<String> = pod.devices.iter().map(Device::label).collect();
+            pods.row(vec![
+                pod.namespace.clone(),
+                pod.name.clone(),
+                pod.mode.clone(),
+                pod.coverage.as_str().to_owned(),
+                devices.join(", "),
+                pod.uid.clone(),
+            ]);
+        }
+        View {
+            kind: "Status",
+            items: values(std::slice::from_ref(self)),
+            page: vec![
+                Part::Text(self.headline()),
+                Part::Table(hooks),
+                Part::Table(pods),
+                Part::Text(self.summary()),
+            ],
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The end of enforcement on this node.
+
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::output::{Part, Table, View};
+use super::{Globals, agent, print};
+use crate::datapath::pinned::Pinned;
+
+/// The kernel frees programs a moment after their last user has gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// Don't ask
+    #[arg(long)]
+    yes: bool,
+    /// Even while an agent runs, which will put everything back
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(globals: &Globals, args: &Args) -> Result<()> {
+    let pinned = Pinned::open(&globals.bpffs)?;
+    if agent::read(&globals.run_dir).running && !args.force {
+        bail!("the agent runs and would put everything back: stop it first, or use --force");
+    }
+    let hooks = pinned.hooks()?;
+    let root = pinned.root().display().to_string();
+    if !args.yes {
+        confirm(&format!(
+            "This ends enforcement on this node: {} hooks are detached and {root} is removed. Go on? [y/N] ",
+            hooks.len()
+        ))?;
+    }
+    let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
+    let removed = pinned.remove()?;
+    let left = wait_until_unloaded(&programs);
+    print(globals, &view(&removed))?;
+    if !left.is_empty() {
+        bail!(
+            "pins are gone, but another process still holds the programs {left:?}; \
+             they are detached only when it ends (an agent?)"
+        );
+    }
+    Ok(())
+}
+
+fn confirm(question: &str) -> Result<()> {
+    if !io::stdin().is_terminal() {
+        bail!("nobody is here to confirm: use --yes");
+    }
+    // On stderr, so that stdout holds nothing but the answer.
+    eprint!("{question}");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was removed");
+    }
+    Ok(())
+}
+
+fn wait_until_unloaded(programs: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = Pinned::loaded(programs);
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What was removed.
+pub fn view(removed: &[String]) -> View {
+    let mut table = Table::new(&["REMOVED"]);
+    for pin in removed {
+        table.row(vec![pin.clone()]);
+    }
+    View {
+        kind: "RemovedPinList",
+        items: removed
+            .iter()
+            .map(|pin| serde_json::json!({ "pin": pin }))
+            .collect(),
+        page: vec![Part::Table(table)],
+    }
+}

@@ -1,0 +1,223 @@
+//! What a scraper sees: the agent's own numbers, and the kernel's, read at each scrape.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::kernel_metrics::KernelMetrics;
+use crate::datapath::pinned::Pinned;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PodsLabels {
+    mode: String,
+    coverage: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    verdict: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Outcome {
+    InSync,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Outcome,
+}
+
+/// The agent's metrics. Everything may be called from any task.
+pub struct Metrics {
+    registry: Registry,
+    events: Family<VerdictLabels, Counter>,
+    pods: Family<PodsLabels, Gauge>,
+    reconciles: Family<OutcomeLabels, Counter>,
+    reconcile_seconds: Histogram,
+    writes: Counter,
+    failures: Counter,
+    objects_refused: Gauge,
+    source_errors: Counter,
+    last_sync: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Registers all metrics. With pins the kernel's numbers are among them.
+    pub fn new(pinned: Option<Pinned>) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("sallyport");
+        let events = Family::<VerdictLabels, Counter>::default();
+        let pods = Family::<PodsLabels, Gauge>::default();
+        let reconciles = Family::<OutcomeLabels, Counter>::default();
+        // From 1 ms to 16 s.
+        let reconcile_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        let (writes, failures) = (Counter::default(), Counter::default());
+        let (objects_refused, last_sync) = (Gauge::default(), Gauge::default());
+        let source_errors = Counter::default();
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The agent's version", build);
+        registry.register(
+            "events",
+            "Events read from the kernel, by verdict",
+            events.clone(),
+        );
+        registry.register(
+            "pods",
+            "Pods of this node, by mode and coverage; any that are uncovered need attention",
+            pods.clone(),
+        );
+        registry.register(
+            "reconciles",
+            "Reconciliations, by how they ended",
+            reconciles.clone(),
+        );
+        registry.register_with_unit(
+            "reconcile_duration",
+            "Time from desired state to kernel state",
+            Unit::Seconds,
+            reconcile_seconds.clone(),
+        );
+        registry.register("map_writes", "Writes to the kernel's maps", writes.clone());
+        registry.register(
+            "reconcile_failures",
+            "Steps towards the desired state that failed and will be tried again",
+            failures.clone(),
+        );
+        registry.register(
+            "objects_refused",
+            "Objects that are wrong; their last good version stands",
+            objects_refused.clone(),
+        );
+        registry.register(
+            "source_errors",
+            "Failures to read the source of objects",
+            source_errors.clone(),
+        );
+        registry.register_with_unit(
+            "last_sync_timestamp",
+            "When the kernel last was as desired, since 1970",
+            Unit::Seconds,
+            last_sync.clone(),
+        );
+        if let Some(pinned) = pinned {
+            registry.register_collector(Box::new(KernelMetrics::new(pinned)));
+        }
+        Arc::new(Self {
+            registry,
+            events,
+            pods,
+            reconciles,
+            reconcile_seconds,
+            writes,
+            failures,
+            objects_refused,
+            source_errors,
+            last_sync,
+        })
+    }
+
+    /// An event was read; `verdict` as in [`super::FlowEvent`].
+    pub fn event(&self, verdict: &str) {
+        let verdict = verdict.to_owned();
+        self.events.get_or_create(&VerdictLabels { verdict }).inc();
+    }
+
+    /// Replaces the counts of pods by (mode, coverage): `off`, `audit` or `enforce`, and the
+    /// name of the coverage.
+    pub fn set_pods<'a>(&self, pods: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        self.pods.clear();
+        for (mode, coverage) in pods {
+            let labels = PodsLabels {
+                mode: mode.to_owned(),
+                coverage: coverage.to_owned(),
+            };
+            self.pods.get_or_create(&labels).inc();
+        }
+    }
+
+    /// A reconciliation ended.
+    pub fn reconciled(&self, took: Duration, writes: u64, failures: u64) {
+        let outcome = if failures == 0 {
+            Outcome::InSync
+        } else {
+            Outcome::Failed
+        };
+        self.reconciles
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+        self.reconcile_seconds.observe(took.as_secs_f64());
+        self.writes.inc_by(writes);
+        self.failures.inc_by(failures);
+        if failures == 0 {
+            let seconds = super::clock::Clock::now().wall_ns / 1_000_000_000;
+            self.last_sync
+                .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// How many objects of the source are refused now.
+    pub fn set_objects_refused(&self, objects: usize) {
+        self.objects_refused
+            .set(i64::try_from(objects).unwrap_or(i64::MAX));
+    }
+
+    /// The source could not be read.
+    pub fn source_error(&self) {
+        self.source_errors.inc();
+    }
+
+    /// All metrics as `OpenMetrics` text. Reads maps, so it may take some milliseconds.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_types_and_units() {
+        let metrics = Metrics::new(None);
+        metrics.event("drop");
+        metrics.event("drop");
+        metrics.set_pods([("enforce", "covered"), ("enforce", "uncovered")]);
+        metrics.set_pods([("enforce", "covered"), ("enforce", "covered")]);
+        metrics.reconciled(Duration::from_millis(3), 12, 0);
+        metrics.reconciled(Duration::from_millis(3), 0, 1);
+        let text = metrics.render().expect("text");
+        for line in [
+            "# TYPE sallyport_events counter",
+            "sallyport_events_total{verdict=\"drop\"} 2",
+            "# TYPE sallyport_pods gauge",
+            "sallyport_pods{mode=\"enforce\",coverage=\"covered\"} 2",
+            "# UNIT sallyport_reconcile_duration_seconds seconds",
+            "sallyport_reconcile_duration_seconds_count 2",
+            "sallyport_map_writes_total 12",
+            "sallyport_reconcile_failures_total 1",
+            "sallyport_reconciles_total{outcome=\"InSync\"} 1",
+            "# TYPE sallyport_build info",
+        ] {
+            assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
+        }
+        assert!(!text.contains("\"uncovered\""), "replaced:\n{text}");
+    }
+}
