@@ -187,6 +187,15 @@ fn hooks_are_pinned_found_again_and_keep_their_place() {
             assert_eq!(programs.len(), 1 + count, "ours once, theirs each");
         }
 
+        // Taken off and put on at once: the kernel would not take the same program twice.
+        for direction in Direction::BOTH {
+            for _ in 0..50 {
+                assert!(datapath.detach(ifindex, direction).unwrap());
+                datapath.attach(ifindex, direction).unwrap();
+            }
+        }
+        assert_eq!(states(&datapath.observe().unwrap(), ifindex), good);
+
         ip("link del pod0");
         let gone = [Some(LinkState::Gone); 2];
         assert_eq!(states(&datapath.observe().unwrap(), ifindex), gone);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use egress_common::maps::Config;
@@ -14,10 +15,11 @@ use super::run_dir::{Ready, RunDir};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
 use crate::datapath::{Adopt, Kernel, Observed};
-use crate::index::{Index, Key, Problem};
+use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
 use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
 use crate::source::Snapshot;
+use crate::telemetry::Metrics;
 
 /// Nanoseconds between two events of one pod and CPU, on the average.
 const EVENT_INTERVAL_NS: u32 = 10_000_000;
@@ -36,6 +38,7 @@ pub struct Core {
     reconciler: Reconciler<Kernel>,
     gateways: Gateways,
     run_dir: RunDir,
+    metrics: Arc<Metrics>,
     observed: Observed,
     status: NodeStatus,
     writes: u64,
@@ -62,6 +65,7 @@ impl Core {
         kernel: Kernel,
         gateways: Gateways,
         run_dir: RunDir,
+        metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let observed = kernel.datapath.observe()?;
         Ok(Self {
@@ -80,6 +84,7 @@ impl Core {
             reconciler: Reconciler::new(kernel),
             gateways,
             run_dir,
+            metrics,
             observed,
             status: NodeStatus::default(),
             writes: 0,
@@ -95,7 +100,11 @@ impl Core {
         let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
         self.compile(changed || snapshot.is_some());
         self.sight();
+        let start = Instant::now();
         let report = self.reconcile()?;
+        let failures = report.failures.len() + report.refused.len();
+        self.metrics
+            .reconciled(start.elapsed(), report.writes, failures as u64);
         let gateways_failed = self.write_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
@@ -180,6 +189,9 @@ impl Core {
                 event = "object_problem_gone", object = %problem.object, field = problem.field
             );
         }
+        let refused = problems.iter().filter(|p| p.effect == Effect::Refused);
+        let refused: BTreeSet<_> = refused.map(|problem| &problem.object).collect();
+        self.metrics.set_objects_refused(refused.len());
         self.problems = problems;
     }
 
@@ -292,6 +304,9 @@ impl Core {
                 tracing::info!(event = "pod_covered", namespace, name, mode = pod.mode);
             }
         }
+        let counted = status.pods.iter();
+        self.metrics
+            .set_pods(counted.map(|pod| (pod.mode, pod.coverage.name())));
         if self.status != status || !self.announced {
             self.run_dir
                 .write("status.json", &serde_json::to_vec_pretty(&status)?)?;

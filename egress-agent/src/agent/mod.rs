@@ -6,20 +6,25 @@ mod gateways;
 mod options;
 mod run_dir;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
 pub use options::{LogFormat, Options, Outbound, UnknownPods};
 pub use run_dir::{Ready, RunDir};
 
+use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};
 use crate::node::{Kubepods, Scout, Watcher};
 use crate::source::YamlDir;
+use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
 
 /// The kernel's state is compared with the desired one so often whatever happens.
@@ -55,8 +60,11 @@ pub async fn run(options: Options) -> Result<()> {
     );
     let kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
     let gateways = Gateways::new(&options);
-    let mut core = Core::new(&options, scout, kernel, gateways, run_dir)?;
-    let source = tokio::spawn(source.run());
+    let pinned = Pinned::open(&options.bpffs)?;
+    let metrics = Metrics::new(Some(pinned.clone()));
+    let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
+    let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
+    tasks.spawn(source.run());
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,9 +107,34 @@ pub async fn run(options: Options) -> Result<()> {
             break;
         }
     }
-    source.abort();
+    tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())
+}
+
+/// Starts what tells of events and numbers.
+async fn telemetry(
+    options: &Options,
+    pinned: Pinned,
+    run_dir: &Path,
+    metrics: &Arc<Metrics>,
+) -> Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    let hub = Hub::new();
+    let socket = socket::Server::bind(run_dir)?;
+    tasks.spawn(socket.run(hub.clone()));
+    if let Some(address) = options.metrics_address {
+        let server = http::Server::bind(address).await?;
+        tasks.spawn(server.run(metrics.clone()));
+    }
+    let consumer = Consumer::new(pinned, run_dir, hub, metrics.clone());
+    tasks.spawn(async move {
+        // Enforcement does not depend on it.
+        if let Err(error) = consumer.run().await {
+            tracing::error!(event = "events_ended", %error, "restart the agent to follow events");
+        }
+    });
+    Ok(tasks)
 }
 
 /// When to look again by the clock.

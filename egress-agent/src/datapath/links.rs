@@ -225,12 +225,10 @@ fn is_first(ifindex: u32, direction: Direction, link: u32) -> Result<bool, Datap
 }
 
 fn pinned_info(path: &Path) -> Result<Option<LinkInfo>, DatapathError> {
-    let opened = match sys::open_pin(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other,
+    let Some(link) = open_if_pinned(path)? else {
+        return Ok(None);
     };
-    opened
-        .and_then(|link| sys::link_info(link.as_fd()))
+    sys::link_info(link.as_fd())
         .map(Some)
         .map_err(failed(path, "look at"))
 }
@@ -286,21 +284,36 @@ pub(super) fn swap(path: &Path, program: Loaded<'_>) -> Result<(), DatapathError
         .map_err(failed(path, "swap the program of"))
 }
 
-/// Ends a link; whether there was one.
+/// Ends a link; whether there was one. It has ended when this returns.
 pub(super) fn unpin(path: &Path) -> Result<bool, DatapathError> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed(path, "unpin")(error)),
-    }
+    let Some(link) = open_if_pinned(path)? else {
+        return Ok(false);
+    };
+    std::fs::remove_file(path).map_err(failed(path, "unpin"))?;
+    sys::link_detach(link.as_fd()).map_err(failed(path, "detach"))?;
+    Ok(true)
 }
 
-/// Pins under a name of its own first, because a rename replaces and a pin does not.
+/// Pins under a name of its own first, because a rename replaces and a pin does not. What had
+/// the name before ends.
 fn pin_over(link: &OwnedFd, path: &Path) -> Result<(), DatapathError> {
     let draft = draft_of(path);
     unpin(&draft)?;
+    let old = open_if_pinned(path)?;
     sys::pin(link.as_fd(), &draft).map_err(failed(&draft, "pin"))?;
-    std::fs::rename(&draft, path).map_err(failed(path, "pin"))
+    std::fs::rename(&draft, path).map_err(failed(path, "pin"))?;
+    match old {
+        Some(old) => sys::link_detach(old.as_fd()).map_err(failed(path, "detach the old")),
+        None => Ok(()),
+    }
+}
+
+fn open_if_pinned(path: &Path) -> Result<Option<OwnedFd>, DatapathError> {
+    match sys::open_pin(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, "open")(error)),
+    }
 }
 
 /// The name a link has between its attaching and its taking over.

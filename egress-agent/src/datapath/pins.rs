@@ -7,7 +7,7 @@ use aya::maps::{MapData, MapInfo};
 use aya_obj::Object;
 
 use super::links::{CgroupHook, Direction};
-use super::{DatapathError, sys};
+use super::{DatapathError, links, sys};
 
 /// Version of the layout of maps and links. A change that old pins can't serve gets a new one.
 const VERSION: &str = "v1";
@@ -115,6 +115,10 @@ impl Pins {
         for directory in [self.links(), self.maps()] {
             for name in Self::list(&directory)? {
                 let path = directory.join(name);
+                if directory == self.links() {
+                    removed += usize::from(links::unpin(&path)?);
+                    continue;
+                }
                 std::fs::remove_file(&path).map_err(|error| DatapathError::Io {
                     what: format!("can't unpin {}", path.display()),
                     error,

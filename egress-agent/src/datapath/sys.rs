@@ -266,6 +266,18 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 }
 
 #[repr(C)]
+struct LinkDetachAttr {
+    link_fd: u32,
+}
+
+/// Ends a link now. When its last reference goes the kernel ends it too, but some time later.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetachAttr { link_fd: raw(link) };
+    // SAFETY: no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
 struct InfoAttr {
     fd: u32,
     len: u32,

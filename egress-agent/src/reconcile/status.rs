@@ -26,6 +26,19 @@ pub enum Coverage {
     Uncovered,
 }
 
+impl Coverage {
+    /// As it is serialised.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Covered => "covered",
+            Self::HostNetwork => "host-network",
+            Self::NotHeld => "not-held",
+            Self::Waiting => "waiting",
+            Self::Uncovered => "uncovered",
+        }
+    }
+}
+
 /// One pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

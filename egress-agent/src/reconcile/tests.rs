@@ -26,6 +26,7 @@ const CONFIG: Config = Config {
 
 /// One pod at one time.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is drawn by itself")]
 struct PodNow {
     /// Its object is there.
     declared: bool,
