@@ -43,6 +43,12 @@ pub struct Core {
     status: NodeStatus,
     writes: u64,
     announced: bool,
+    /// Files that could not be read, of the last snapshot.
+    unread: usize,
+    /// Everything could be read and used once: from then on last good versions are known.
+    clean: bool,
+    /// The kernel held something when this agent began.
+    heir: bool,
     problems: BTreeSet<Problem>,
     failures: BTreeSet<String>,
 }
@@ -68,6 +74,7 @@ impl Core {
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let observed = kernel.datapath.observe()?;
+        let heir = !observed.slots.is_empty();
         Ok(Self {
             settings: compile::Settings {
                 node_name: options.node_name.clone(),
@@ -89,6 +96,9 @@ impl Core {
             status: NodeStatus::default(),
             writes: 0,
             announced: false,
+            unread: 0,
+            clean: false,
+            heir,
             problems: BTreeSet::new(),
             failures: BTreeSet::new(),
         })
@@ -98,7 +108,18 @@ impl Core {
     /// gateways' files in step with both.
     pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
         let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
+        if let Some(snapshot) = snapshot {
+            self.unread = snapshot.problems.len();
+        }
         self.compile(changed || snapshot.is_some());
+        if self.is_held_back() {
+            self.run_dir.unset_ready()?;
+            return Ok(Outcome {
+                failed: true,
+                incomplete: false,
+                next_change: None,
+            });
+        }
         self.sight();
         let start = Instant::now();
         let report = self.reconcile()?;
@@ -135,6 +156,29 @@ impl Core {
             incomplete: self.incomplete(),
             next_change: self.compiled.next_change,
         })
+    }
+
+    /// Whether the kernel must be left as it is: an agent that starts has no last good version of
+    /// what it can't read now, and what the kernel holds may come from it. Until all could be read
+    /// once, nothing is loosened; pods that are new meanwhile meet the closed gate.
+    fn is_held_back(&mut self) -> bool {
+        if self.clean {
+            return false;
+        }
+        let refused = |problem: &&Problem| problem.effect == Effect::Refused;
+        let refused = self.compiled.problems.iter().filter(refused).count();
+        self.clean = self.unread + refused == 0;
+        if self.clean || !self.heir {
+            return false;
+        }
+        tracing::error!(
+            event = "held_back",
+            unread = self.unread,
+            refused,
+            "some of the declared state can't be used, and the kernel still holds what an earlier \
+             agent made of it: nothing is changed until the errors above are mended"
+        );
+        true
     }
 
     /// Whether another program has come before ours on a device.
@@ -243,6 +287,10 @@ impl Core {
 
     /// Whether it failed.
     fn write_gateways(&mut self) -> bool {
+        // A policy that can't be read would leave its host open: better no gateway than that.
+        if !self.clean {
+            return true;
+        }
         match self.gateways.write() {
             Ok(()) => false,
             Err(error) => {
