@@ -23,7 +23,7 @@ const LOOPBACK: u32 = 1;
 /// Id of the pod's cgroup: the first directory below kubepods that is not one of QoS.
 #[inline(always)]
 fn pod_cgroup(ctx: &SkBuffContext, config: &Config) -> u64 {
-    let level = config.kubepods_level as i32 + 1;
+    let level = config.kubepods_level.cast_signed() + 1;
     // SAFETY: the context is valid for as long as the program runs.
     let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level) };
     if config.qos_cgroups[0] != id && config.qos_cgroups[1] != id {

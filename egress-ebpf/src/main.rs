@@ -10,6 +10,18 @@
     feature(core_intrinsics),
     allow(internal_features)
 )]
+#![allow(
+    clippy::inline_always,
+    reason = "a BPF call costs a stack frame of 512 bytes in all; what is inlined is chosen by hand"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "fields of the kernel's contexts are wider than what is in them"
+)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "the macros hand over the context by value"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod cgroup;

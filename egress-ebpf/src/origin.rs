@@ -39,7 +39,7 @@ pub fn ipv6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn remember(addr: *mut bpf_sock_addr, dst: Address) -> i32 {
     let Some(config) = config() else { return GO_ON };
-    let level = config.kubepods_level as i32 + 1;
+    let level = config.kubepods_level.cast_signed() + 1;
     // SAFETY: no pointers, always callable.
     let mut pod_cgroup = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
     if config.qos_cgroups[0] == pod_cgroup || config.qos_cgroups[1] == pod_cgroup {
@@ -56,7 +56,7 @@ fn remember(addr: *mut bpf_sock_addr, dst: Address) -> i32 {
     let key = OriginKey::from_words([low, high, a, b, c, d, last, 0]);
     let (now, pid) = (now_ns(), (bpf_get_current_pid_tgid() >> 32) as u32);
     // SAFETY: copied at once; a reused element names another process at worst.
-    if let Some(known) = unsafe { ORIGINS.get(&key) }.copied()
+    if let Some(known) = unsafe { ORIGINS.get(key) }.copied()
         && known.pid == pid
         && now.saturating_sub(known.seen_ns) <= TOUCH_NS
     {
@@ -71,6 +71,6 @@ fn remember(addr: *mut bpf_sock_addr, dst: Address) -> i32 {
         comm: bpf_get_current_comm().unwrap_or([0; 16]),
     };
     // Not written: the event names no process. Nothing else rests on it.
-    let _ = ORIGINS.insert(&key, &origin, 0);
+    let _ = ORIGINS.insert(key, origin, 0);
     GO_ON
 }

@@ -66,7 +66,7 @@ const LOOK_EVERY: u64 = 16;
 fn take_token(counters: &mut PodCounters, config: &Config) -> bool {
     if counters.tokens == 0 {
         let interval = u64::from(config.event_interval_ns);
-        if counters.events_lost % LOOK_EVERY != 0 || interval == 0 {
+        if !counters.events_lost.is_multiple_of(LOOK_EVERY) || interval == 0 {
             return false;
         }
         let now = now_ns();

@@ -4,7 +4,7 @@ use aya_ebpf::programs::sk_buff::SkBuff;
 use egress_common::packet::{Packet, Wire};
 
 pub struct Skb<'a> {
-    skb: &'a SkBuff,
+    buffer: &'a SkBuff,
     /// Begin and end of the bytes that can be read directly.
     data: usize,
     end: usize,
@@ -18,7 +18,11 @@ impl<'a> Skb<'a> {
     pub fn new(skb: &'a SkBuff) -> Self {
         // SAFETY: the context is valid for as long as the program runs, and the fields readable.
         let (data, end) = unsafe { ((*skb.skb).data as usize, (*skb.skb).data_end as usize) };
-        Self { skb, data, end }
+        Self {
+            buffer: skb,
+            data,
+            end,
+        }
     }
 }
 
@@ -37,17 +41,17 @@ impl Packet for Skb<'_> {
         }
         // A packet socket's buffer may have its headers in fragments, where direct access sees the
         // end of the packet; the helper doesn't.
-        self.skb.load(offset).ok()
+        self.buffer.load(offset).ok()
     }
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.skb.len() as usize
+        self.buffer.len() as usize
     }
 
     #[inline(always)]
     fn vlan_offloaded(&self) -> bool {
         // SAFETY: the context is valid for as long as the program runs, and the field readable.
-        unsafe { (*self.skb.skb).vlan_present != 0 }
+        unsafe { (*self.buffer.skb).vlan_present != 0 }
     }
 }
