@@ -72,6 +72,7 @@ pub fn view(pinned: &Pinned, names: &Names<'_>, map: &str) -> Result<View> {
         name::FRAGMENTS => fragments(names, sorted(pinned.entries(name::FRAGMENTS)?, |it| it.0)),
         name::ORIGINS => origins(names, sorted(pinned.entries(name::ORIGINS)?, |it| it.0)),
         name::COUNTERS => super::dump_node::counters(names),
+        name::INBOUND => super::dump_node::inbound(pinned, names)?,
         name::CONFIG => super::dump_node::config(names, &pinned.config()?),
         name::POD_INFO => pod_info(names, sorted(pinned.entries(name::POD_INFO)?, |it| it.0)),
         name::POLICY_INFO => policy_info(sorted(pinned.entries(name::POLICY_INFO)?, |it| it.0)),
@@ -96,15 +97,34 @@ fn endpoint(names: &Names<'_>, endpoint: &Endpoint) -> Vec<Value> {
         v4(endpoint.v4_be).into(),
         v6(endpoint.v6_be).into(),
         names.flags(endpoint.flags),
+        near(endpoint),
         endpoint.slot.into(),
         names.age(endpoint.since_ns),
     ]
 }
 
+/// Gateways that the entry names itself.
+fn near(endpoint: &Endpoint) -> Value {
+    let near4 = endpoint.near4.iter().map(|it| {
+        let address = std::net::Ipv4Addr::from(it.addr_be).into();
+        (address, u16::from_be_bytes(it.port_be))
+    });
+    let near6 = endpoint.near6.iter().map(|it| {
+        let address = std::net::Ipv6Addr::from(it.addr_be).into();
+        (address, u16::from_be_bytes(it.port_be))
+    });
+    let gateways: Vec<Value> = near4
+        .chain(near6)
+        .filter(|(_, port): &(std::net::IpAddr, u16)| *port != 0)
+        .map(|place| std::net::SocketAddr::from(place).to_string().into())
+        .collect();
+    gateways.into()
+}
+
 pub fn devices(names: &Names<'_>, entries: Vec<(u32, Endpoint)>) -> Dump {
     let fields = &[
-        "ifindex", "device", "pod", "mode", "onDeny", "policy", "v4", "v6", "flags", "slot",
-        "since",
+        "ifindex", "device", "pod", "mode", "onDeny", "policy", "v4", "v6", "flags", "near",
+        "slot", "since",
     ];
     Dump::new(fields, entries, |(ifindex, entry)| {
         let mut row = vec![ifindex.into(), names.device(ifindex)];
@@ -115,7 +135,7 @@ pub fn devices(names: &Names<'_>, entries: Vec<(u32, Endpoint)>) -> Dump {
 
 pub fn cgroups(names: &Names<'_>, entries: Vec<(u64, Endpoint)>) -> Dump {
     let fields = &[
-        "cgroup", "pod", "mode", "onDeny", "policy", "v4", "v6", "flags", "slot", "since",
+        "cgroup", "pod", "mode", "onDeny", "policy", "v4", "v6", "flags", "near", "slot", "since",
     ];
     Dump::new(fields, entries, |(cgroup, entry)| {
         let mut row = vec![cgroup.into()];

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::cells::Names;
 use super::dump::Dump;
+use crate::datapath::pinned::{Pinned, PinnedError};
 
 /// One row for each reason that a slot has counted; the rest are zeros.
 pub fn counters(names: &Names<'_>) -> Dump {
@@ -28,6 +29,22 @@ pub fn counters(names: &Names<'_>) -> Dump {
         fields: &["slot", "pod", "reason", "packets", "bytes"],
         rows,
     }
+}
+
+/// Numbers of the networks that have opened flows to each pod.
+pub fn inbound(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> {
+    let mut rows = Vec::new();
+    for slot in names.counters().keys() {
+        let inbound = pinned.inbound(*slot)?;
+        let networks = inbound.networks.iter().enumerate();
+        let set = networks.filter(|(_, is_set)| **is_set != 0);
+        let networks: Vec<Value> = set.map(|(number, _)| number.into()).collect();
+        rows.push(vec![(*slot).into(), names.slot(*slot), networks.into()]);
+    }
+    Ok(Dump {
+        fields: &["slot", "pod", "networks"],
+        rows,
+    })
 }
 
 /// One row for each setting.

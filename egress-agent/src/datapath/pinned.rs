@@ -1,11 +1,9 @@
 //! What is pinned, read by path: for the CLI and the telemetry, whether an agent runs or not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use aya::Pod;
@@ -15,10 +13,12 @@ use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use egress_common::event::Event;
 use egress_common::maps::{
     Config, Count, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
-    Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule,
-    RuleInfo, RuleKey, name,
+    Inbound, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
+    PrefixRule, RuleInfo, RuleKey, name,
 };
 use egress_common::reason::REASONS;
+
+use super::sys;
 
 /// Directory of the pins below the bpffs; the last part is the version of their layout.
 const DIRECTORY: &str = "sallyport/v1";
@@ -320,6 +320,13 @@ impl Pinned {
         Ok(sums)
     }
 
+    /// Numbers of the networks that have opened flows to the pod of this slot.
+    pub fn inbound(&self, slot: u32) -> Result<Inbound, PinnedError> {
+        let array: Array<_, Inbound> =
+            Array::try_from(self.map(name::INBOUND)?).map_err(failed(name::INBOUND, "open"))?;
+        array.get(&slot, 0).map_err(failed(name::INBOUND, "read"))
+    }
+
     /// Opens the ring of events. The caller must be its only reader: see `telemetry::lock`.
     pub fn events(&self) -> Result<EventRing, PinnedError> {
         let ring =
@@ -336,7 +343,7 @@ impl Pinned {
         let mut hooks = Vec::new();
         for pin in list(&directory)? {
             let path = directory.join(&pin);
-            let read = open(&path).and_then(|link| describe(link.as_raw_fd()));
+            let read = sys::open_pin(&path).and_then(|link| describe(link.as_raw_fd()));
             match read {
                 Ok(facts) => hooks.push(hook(pin, &facts)),
                 // Unpinned since it was listed.
@@ -402,7 +409,12 @@ impl Pinned {
             let directory = self.root.join(part);
             for pin in list(&directory)? {
                 let path = directory.join(&pin);
-                std::fs::remove_file(&path).map_err(|error| PinnedError::Io { path, error })?;
+                let unpinned = if part == "links" {
+                    end_link(&path)
+                } else {
+                    std::fs::remove_file(&path)
+                };
+                unpinned.map_err(|error| PinnedError::Io { path, error })?;
                 removed.push(format!("{part}/{pin}"));
             }
             remove_directory(&directory)?;
@@ -452,6 +464,13 @@ fn list(directory: &Path) -> Result<Vec<String>, PinnedError> {
     Ok(names)
 }
 
+/// Detached now: the kernel takes its time with a link that is only unpinned.
+fn end_link(path: &Path) -> io::Result<()> {
+    let link = sys::open_pin(path)?;
+    std::fs::remove_file(path)?;
+    sys::link_detach(link.as_fd())
+}
+
 fn remove_directory(path: &Path) -> Result<(), PinnedError> {
     match std::fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinnedError::Io {
@@ -494,39 +513,6 @@ fn snake(camel: &str) -> String {
         text.push(character.to_ascii_lowercase());
     }
     text
-}
-
-/// `BPF_OBJ_GET` and its attributes, `linux/bpf.h`; aya hides the descriptor of a link.
-const BPF_OBJ_GET: libc::c_long = 7;
-
-#[repr(C)]
-struct ObjectAttr {
-    path: u64,
-    fd: u32,
-    flags: u32,
-}
-
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let attr = ObjectAttr {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
-    // SAFETY: `attr` and the path in it live through the call, which only reads them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET,
-            &raw const attr,
-            size_of::<ObjectAttr>(),
-        )
-    };
-    match RawFd::try_from(fd) {
-        // SAFETY: the kernel just made it, and nobody else knows it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// What procfs says of a descriptor.
