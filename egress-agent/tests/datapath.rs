@@ -157,7 +157,7 @@ fn stranger(place: &Place, device: &str) -> (Ebpf, SchedClassifierLink) {
 }
 
 #[test]
-fn hooks_are_pinned_found_again_and_keep_their_place() {
+fn needs_root_hooks_are_pinned_found_again_and_keep_their_place() {
     isolated("hooks", |place| {
         let ifindex = veth("pod0");
         let mut datapath = place.load();
@@ -208,7 +208,7 @@ fn hooks_are_pinned_found_again_and_keep_their_place() {
 }
 
 #[test]
-fn a_link_of_another_version_gets_our_program_without_a_new_link() {
+fn needs_root_a_link_of_another_version_gets_our_program_without_a_new_link() {
     isolated("swap", |place| {
         let ifindex = veth("pod0");
         let mut datapath = place.load();
@@ -230,7 +230,7 @@ fn a_link_of_another_version_gets_our_program_without_a_new_link() {
 }
 
 #[test]
-fn a_pinned_map_of_another_layout_is_refused_by_name() {
+fn needs_root_a_pinned_map_of_another_layout_is_refused_by_name() {
     isolated("layout", |place| {
         let datapath = place.load();
         let path = datapath.pins().map("sp_devices");
@@ -251,7 +251,7 @@ fn a_pinned_map_of_another_layout_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_is_no_bpffs_is_refused() {
+fn needs_root_a_directory_that_is_no_bpffs_is_refused() {
     isolated("bpffs", |place| {
         let plain = tempfile::tempdir().unwrap();
         let result = Datapath::load(plain.path(), object().unwrap(), (&place.cgroup, 1));
@@ -347,7 +347,7 @@ fn reconcile(
 }
 
 #[test]
-fn the_kernel_follows_the_desired_state_and_rests() {
+fn needs_root_the_kernel_follows_the_desired_state_and_rests() {
     isolated("reconcile", |place| {
         let ifindex = veth("pod0");
         let mut reconciler = place.reconciler();
@@ -410,7 +410,7 @@ fn the_kernel_follows_the_desired_state_and_rests() {
 }
 
 #[test]
-fn a_device_that_can_not_be_hooked_leaves_its_pod_to_the_cgroup_hook() {
+fn needs_root_a_device_that_can_not_be_hooked_leaves_its_pod_to_the_cgroup_hook() {
     isolated("uncovered", |place| {
         let mut reconciler = place.reconciler();
         let held = desired(&[pod("a", Some([1; 32]))], &[([1; 32], policy(1))]);

@@ -19,8 +19,8 @@ fn ifindex(name: &str) -> u32 {
 }
 
 #[test]
-fn a_pod_is_seen_with_its_cgroup_and_devices() {
-    if !have_root("a_pod_is_seen_with_its_cgroup_and_devices") {
+fn needs_root_a_pod_is_seen_with_its_cgroup_and_devices() {
+    if !have_root("needs_root_a_pod_is_seen_with_its_cgroup_and_devices") {
         return;
     }
     let mut world = World::new();
@@ -79,8 +79,8 @@ fn a_pod_is_seen_with_its_cgroup_and_devices() {
 }
 
 #[test]
-fn what_cannot_be_covered_is_told() {
-    if !have_root("what_cannot_be_covered_is_told") {
+fn needs_root_what_cannot_be_covered_is_told() {
+    if !have_root("needs_root_what_cannot_be_covered_is_told") {
         return;
     }
     let mut world = World::new();
@@ -161,8 +161,8 @@ fn what_cannot_be_covered_is_told() {
 }
 
 #[test]
-fn processes_out_of_sight_are_told() {
-    if !have_root("processes_out_of_sight_are_told") {
+fn needs_root_processes_out_of_sight_are_told() {
+    if !have_root("needs_root_processes_out_of_sight_are_told") {
         return;
     }
     let _world = World::new();
@@ -188,8 +188,8 @@ fn processes_out_of_sight_are_told() {
 }
 
 #[test]
-fn a_namespace_that_two_pods_share_is_told() {
-    if !have_root("a_namespace_that_two_pods_share_is_told") {
+fn needs_root_a_namespace_that_two_pods_share_is_told() {
+    if !have_root("needs_root_a_namespace_that_two_pods_share_is_told") {
         return;
     }
     let mut world = World::new();
@@ -206,8 +206,8 @@ fn a_namespace_that_two_pods_share_is_told() {
 }
 
 #[test]
-fn the_nodes_addresses_are_those_of_its_own_namespace() {
-    if !have_root("the_nodes_addresses_are_those_of_its_own_namespace") {
+fn needs_root_the_nodes_addresses_are_those_of_its_own_namespace() {
+    if !have_root("needs_root_the_nodes_addresses_are_those_of_its_own_namespace") {
         return;
     }
     let world = World::new();
@@ -240,8 +240,8 @@ fn the_nodes_addresses_are_those_of_its_own_namespace() {
 }
 
 #[test]
-fn the_watcher_wakes_for_each_step_of_a_pods_life() {
-    if !have_root("the_watcher_wakes_for_each_step_of_a_pods_life") {
+fn needs_root_the_watcher_wakes_for_each_step_of_a_pods_life() {
+    if !have_root("needs_root_the_watcher_wakes_for_each_step_of_a_pods_life") {
         return;
     }
     let mut world = World::new();
@@ -294,8 +294,8 @@ fn the_watcher_wakes_for_each_step_of_a_pods_life() {
 }
 
 #[test]
-fn the_watcher_comes_back_while_a_pod_is_not_complete() {
-    if !have_root("the_watcher_comes_back_while_a_pod_is_not_complete") {
+fn needs_root_the_watcher_comes_back_while_a_pod_is_not_complete() {
+    if !have_root("needs_root_the_watcher_comes_back_while_a_pod_is_not_complete") {
         return;
     }
     let world = World::new();
@@ -327,8 +327,8 @@ fn the_watcher_comes_back_while_a_pod_is_not_complete() {
 /// A client outside comes in by a node port with DNAT and masquerade, and the pod goes out to a
 /// Service address: the flows are those that the pod's own sockets show.
 #[test]
-fn standing_connections_are_adopted_as_the_pod_sees_them() {
-    if !have_root("standing_connections_are_adopted_as_the_pod_sees_them") {
+fn needs_root_standing_connections_are_adopted_as_the_pod_sees_them() {
+    if !have_root("needs_root_standing_connections_are_adopted_as_the_pod_sees_them") {
         return;
     }
     let mut world = World::new();
