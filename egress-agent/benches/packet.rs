@@ -228,13 +228,13 @@ fn main() {
             pad: 0,
         },
     );
-    // The cgroup hook sees test runs as of cgroup 0.
+    // Test runs are of the root cgroup, whose id is 1.
     let covered = Endpoint {
         flags: FLAG_COVERED,
         on_deny: DENY_DROP,
         ..policy::endpoints()[0]
     };
-    kernel.set_cgroup(0, &covered);
+    kernel.set_cgroup(1, &covered);
 
     let cases = cases();
     let mut empty = Vec::new();

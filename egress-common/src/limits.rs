@@ -6,6 +6,8 @@ pub const MAX_SLOTS: u32 = 1024;
 pub const MAX_DEVICES: u32 = 2 * MAX_SLOTS;
 /// Cgroups of pods on one node, held or not.
 pub const MAX_CGROUPS: u32 = 4 * MAX_SLOTS;
+/// Places in `sp_covered`; a power of two.
+pub const COVERED_PLACES: u32 = 1 << 16;
 /// Whole addresses (with port) of all policies of a node, per address family.
 pub const MAX_EXACT: u32 = 262_144;
 /// Prefixes of all policies of a node, per address family.

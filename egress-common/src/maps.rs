@@ -5,13 +5,14 @@
 //! `_be` are in network byte order, everything else is in the byte order of the node.
 //! IPv4 addresses in 16-byte fields are IPv4-mapped (`::ffff:a.b.c.d`).
 
-use crate::limits::MAX_RANGES;
+use crate::limits::{COVERED_PLACES, MAX_RANGES};
 use crate::reason::REASONS;
 
 /// Names of the maps as pinned and as `bpftool` shows them: at most 15 characters.
 pub mod name {
     pub const DEVICES: &str = "sp_devices";
     pub const CGROUPS: &str = "sp_cgroups";
+    pub const COVERED: &str = "sp_covered";
     pub const EXACT4: &str = "sp_exact4";
     pub const EXACT6: &str = "sp_exact6";
     pub const PREFIX4: &str = "sp_prefix4";
@@ -76,6 +77,21 @@ pub struct Endpoint {
     pub near4: [Near4; NEAR4],
     pub near6: [Near6; NEAR6],
     pub pad: [u8; 4],
+}
+
+impl Endpoint {
+    /// Whether the cgroup hook lets all packets of this pod go: nobody holds it, or the hooks on its
+    /// devices do.
+    pub const fn passes_cgroup(&self) -> bool {
+        self.flags & FLAG_COVERED != 0 || self.mode == MODE_OFF
+    }
+}
+
+/// Where in `sp_covered` a pod cgroup's id stands if its entry in `sp_cgroups`
+/// [`passes_cgroup`](Endpoint::passes_cgroup). A shortcut: what is not there is looked up.
+#[inline(always)]
+pub const fn covered_place(cgroup: u64) -> u32 {
+    cgroup as u32 % COVERED_PLACES
 }
 
 /// Gateways that an [`Endpoint`] names itself, per address family.

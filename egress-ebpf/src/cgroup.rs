@@ -4,13 +4,12 @@ use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::event::HOOK_CGROUP;
 use egress_common::maps::{
-    Config, DENY_DROP, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_OFF, NEAR4, NEAR6, NO_RULE,
-    Near4, Near6,
+    Config, DENY_DROP, Endpoint, FLAG_HOST_NETWORK, MODE_OFF, NEAR4, NEAR6, NO_RULE, Near4, Near6,
 };
 use egress_common::packet::{self, Headers};
 use egress_common::{Outcome, Reason, Side, Verdict, decide};
 
-use crate::maps::{CGROUPS, KernelTables, config};
+use crate::maps::{CGROUPS, KernelTables, config, is_covered};
 use crate::report::{self, Place};
 use crate::skb::Skb;
 
@@ -52,16 +51,19 @@ fn place(ctx: &SkBuffContext, pod_cgroup: u64) -> Place {
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let Some(config) = config() else { return DROP };
     let id = pod_cgroup(ctx, config);
-    let ifindex = ifindex(ctx);
+    if is_covered(id) {
+        return PASS;
+    }
+    let loopback = ifindex(ctx) == LOOPBACK;
     // SAFETY: copied at once, so that one packet sees one state.
     let Some(endpoint) = (unsafe { CGROUPS.get(id) }).copied() else {
-        return if ifindex == LOOPBACK {
+        return if loopback {
             PASS
         } else {
             unknown(ctx, config, id)
         };
     };
-    if endpoint.flags & FLAG_COVERED != 0 || endpoint.mode == MODE_OFF || ifindex == LOOPBACK {
+    if loopback || endpoint.passes_cgroup() {
         return PASS;
     }
     known(ctx, &endpoint, id)
@@ -146,6 +148,9 @@ fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
 pub fn ingress(ctx: &SkBuffContext) -> i32 {
     if let Some(config) = config() {
         let id = pod_cgroup(ctx, config);
+        if is_covered(id) {
+            return PASS;
+        }
         // SAFETY: copied at once, so that one packet sees one state.
         if let Some(endpoint) = unsafe { CGROUPS.get(id) }.copied()
             && endpoint.flags & FLAG_HOST_NETWORK != 0

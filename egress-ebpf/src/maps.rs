@@ -6,13 +6,13 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use egress_common::limits::{
-    EVENT_RING_BYTES, MAX_CGROUPS, MAX_DEVICES, MAX_EXACT, MAX_FLOWS, MAX_FRAGMENTS, MAX_ORIGINS,
-    MAX_PREFIXES, MAX_SLOTS,
+    COVERED_PLACES, EVENT_RING_BYTES, MAX_CGROUPS, MAX_DEVICES, MAX_EXACT, MAX_FLOWS,
+    MAX_FRAGMENTS, MAX_ORIGINS, MAX_PREFIXES, MAX_SLOTS,
 };
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
     Inbound, NETWORKS, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
-    PrefixRule, RuleInfo, RuleKey,
+    PrefixRule, RuleInfo, RuleKey, covered_place,
 };
 use egress_common::packet::Address;
 use egress_common::tables::{Full, Tables};
@@ -25,6 +25,8 @@ pub static DEVICES: HashMap<u32, Endpoint> = HashMap::pinned(MAX_DEVICES, 0);
 /// Cgroup id of a pod to the pod.
 #[map(name = "sp_cgroups")]
 pub static CGROUPS: HashMap<u64, Endpoint> = HashMap::pinned(MAX_CGROUPS, 0);
+#[map(name = "sp_covered")]
+static COVERED: Array<u64> = Array::pinned(COVERED_PLACES, 0);
 #[map(name = "sp_exact4")]
 static EXACT4: HashMap<ExactKey4, ExactRule> = HashMap::pinned(MAX_EXACT, BPF_F_NO_PREALLOC);
 #[map(name = "sp_exact6")]
@@ -155,6 +157,13 @@ impl Tables for KernelTables {
     fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) -> Result<(), Full> {
         FRAGMENTS.insert(key, fragment, 0).map_err(|_| Full)
     }
+}
+
+/// Whether the pod with this cgroup is known to pass the cgroup hook, told without a lookup by hash.
+/// No cgroup has id 0, which is how a free place looks.
+#[inline(always)]
+pub fn is_covered(cgroup: u64) -> bool {
+    cgroup != 0 && COVERED.get(covered_place(cgroup)).copied() == Some(cgroup)
 }
 
 /// The node's settings; `None` until the agent has written them, which is before any hook stands.

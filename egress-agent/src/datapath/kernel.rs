@@ -2,9 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use egress_common::maps::{Flow, FlowKey, Inbound, NETWORKS};
+use egress_common::maps::{Endpoint, Flow, FlowKey, Inbound, NETWORKS, covered_place};
 
-use super::{Datapath, DatapathError, Direction, Observed};
+use super::{Datapath, DatapathError, Direction, Maps, Observed};
 use crate::compile::DesiredState;
 use crate::reconcile::{Executor, Op};
 
@@ -92,8 +92,10 @@ impl Executor for Kernel {
                 maps.devices.insert(ifindex, endpoint).map(|()| 1)
             }
             Op::RemoveDevice { ifindex } => maps.devices.remove(ifindex).map(u64::from),
-            Op::SetCgroup { cgroup, endpoint } => maps.cgroups.insert(cgroup, endpoint).map(|()| 1),
-            Op::RemoveCgroup { cgroup } => maps.cgroups.remove(cgroup).map(u64::from),
+            Op::SetCgroup { cgroup, endpoint } => set_cgroup(maps, *cgroup, endpoint),
+            Op::RemoveCgroup { cgroup } => {
+                Ok(set_covered(maps, *cgroup, false)? + u64::from(maps.cgroups.remove(cgroup)?))
+            }
             Op::AdoptFlows { slot, v4, v6 } => self.adopt_flows(*slot, *v4, *v6),
             Op::Attach { ifindex, direction } => {
                 self.datapath.attach(*ifindex, *direction)?;
@@ -110,6 +112,34 @@ impl Executor for Kernel {
             Op::SwapCgroup(hook) => self.datapath.swap_cgroup(*hook).map(|()| 1),
         }
     }
+}
+
+/// Writes a pod's entry for the cgroup hook. The shortcut never says more than the entry: it goes
+/// before the entry and comes after it.
+fn set_cgroup(maps: &Maps, cgroup: u64, endpoint: &Endpoint) -> Result<u64, DatapathError> {
+    let passes = endpoint.passes_cgroup();
+    let mut writes = 1;
+    if !passes {
+        writes += set_covered(maps, cgroup, false)?;
+    }
+    maps.cgroups.insert(&cgroup, endpoint)?;
+    if passes {
+        writes += set_covered(maps, cgroup, true)?;
+    }
+    Ok(writes)
+}
+
+/// Sets or clears the shortcut; a place that another pod has stays that pod's.
+fn set_covered(maps: &Maps, cgroup: u64, covered: bool) -> Result<u64, DatapathError> {
+    let place = covered_place(cgroup);
+    let there = maps.covered.get(&place)?.unwrap_or(0);
+    let write = match (covered, there == cgroup) {
+        (false, true) => 0,
+        (true, false) if there == 0 || maps.cgroups.get(&there)?.is_none() => cgroup,
+        _ => return Ok(0),
+    };
+    maps.covered.insert(&place, &write)?;
+    Ok(1)
 }
 
 /// The kernel's monotonic clock, nanoseconds.

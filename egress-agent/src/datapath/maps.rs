@@ -21,6 +21,7 @@ const POLICY_BITS: u32 = 32;
 pub struct Maps {
     pub devices: Table<u32, Endpoint>,
     pub cgroups: Table<u64, Endpoint>,
+    pub covered: Table<u32, u64>,
     pub exact4: Table<ExactKey4, ExactRule>,
     pub exact6: Table<ExactKey6, ExactRule>,
     pub prefix4: Table<TrieKey<PrefixKey4>, PrefixRule>,
@@ -44,6 +45,7 @@ impl Maps {
         Ok(Self {
             devices: Table::new(name::DEVICES, pins.open_map(name::DEVICES)?)?,
             cgroups: Table::new(name::CGROUPS, pins.open_map(name::CGROUPS)?)?,
+            covered: Table::new(name::COVERED, pins.open_map(name::COVERED)?)?,
             exact4: Table::new(name::EXACT4, pins.open_map(name::EXACT4)?)?,
             exact6: Table::new(name::EXACT6, pins.open_map(name::EXACT6)?)?,
             prefix4: Table::new(name::PREFIX4, pins.open_map(name::PREFIX4)?)?,

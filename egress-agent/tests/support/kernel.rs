@@ -9,7 +9,7 @@ use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions
 use aya::{Ebpf, EbpfLoader};
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, MODE_ENFORCE,
-    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, name,
+    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_place, name,
 };
 use egress_common::memory::MemoryTables;
 
@@ -94,7 +94,8 @@ impl Kernel {
                 0,
                 Config {
                     qos_cgroups: [0; 2],
-                    kubepods_level: 1,
+                    // One above the root: every process is in the "pod" that the root cgroup is.
+                    kubepods_level: u32::MAX,
                     event_interval_ns: interval_ns,
                     event_burst: burst,
                     unknown_mode: MODE_ENFORCE,
@@ -129,6 +130,11 @@ impl Kernel {
         let map = self.ebpf.map_mut(name::CGROUPS).expect("map");
         let mut map = HashMap::<_, u64, Endpoint>::try_from(map).expect("hash");
         map.insert(cgroup, endpoint, 0).expect("insert");
+        if endpoint.passes_cgroup() {
+            let map = self.ebpf.map_mut(name::COVERED).expect("map");
+            let mut map = Array::<_, u64>::try_from(map).expect("array");
+            map.set(covered_place(cgroup), cgroup, 0).expect("set");
+        }
     }
 
     /// Writes the policies of `tables`; flows are left alone.
