@@ -207,7 +207,7 @@ fn prefix(names: &Names<'_>, policy: u32, prefix: String, rule: &PrefixRule) -> 
 }
 
 /// An address and how many of its bits count; `ANY` for none.
-fn network(address: String, bits: u32) -> String {
+fn network(address: &str, bits: u32) -> String {
     match bits.checked_sub(POLICY_BITS) {
         Some(0) => ANY.to_owned(),
         Some(bits) => format!("{address}/{bits}"),
@@ -221,7 +221,7 @@ pub fn prefix4(names: &Names<'_>, mut entries: Vec<(u32, PrefixKey4, PrefixRule)
     Dump::new(PREFIX, entries, |(bits, key, rule)| {
         let address = std::net::Ipv4Addr::from(key.addr_be).to_string();
         let policy = u32::from_be_bytes(key.policy_be);
-        prefix(names, policy, network(address, bits), &rule)
+        prefix(names, policy, network(&address, bits), &rule)
     })
 }
 
@@ -230,7 +230,7 @@ pub fn prefix6(names: &Names<'_>, mut entries: Vec<(u32, PrefixKey6, PrefixRule)
     Dump::new(PREFIX, entries, |(bits, key, rule)| {
         let address = std::net::Ipv6Addr::from(key.addr_be).to_string();
         let policy = u32::from_be_bytes(key.policy_be);
-        prefix(names, policy, network(address, bits), &rule)
+        prefix(names, policy, network(&address, bits), &rule)
     })
 }
 

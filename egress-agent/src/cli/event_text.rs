@@ -113,7 +113,7 @@ const TITLES: [&str; 11] = [
     "+LENGTH",
 ];
 /// Of the columns but for the last one, while following: what comes next isn't known.
-const WIDTHS: [usize; 11] = [27, 7, 32, 24, 24, 28, 18, 24, 6, 7, 6];
+const WIDTHS: [usize; 11] = [27, 7, 32, 24, 24, 34, 18, 24, 6, 7, 6];
 
 fn cells(event: &FlowEvent) -> Vec<String> {
     let process = event.process.as_ref().map_or_else(String::new, |process| {

@@ -201,15 +201,12 @@ fn follow(globals: &Globals, args: &Args, filter: &Filter) -> Result<()> {
             "the agent has ended, its events are read from the kernel"
         } else {
             let pinned = Pinned::open(&globals.bpffs)?;
-            match Reader::open(&pinned, &globals.run_dir)? {
-                Some(reader) => {
-                    follow_ring(reader, &globals.run_dir, &mut out)?;
-                    "an agent has started, it hands out the events"
-                }
-                None => {
-                    std::thread::sleep(AGENT_LOOK);
-                    "another process reads the events; waiting for it to end"
-                }
+            if let Some(reader) = Reader::open(&pinned, &globals.run_dir)? {
+                follow_ring(reader, &globals.run_dir, &mut out)?;
+                "an agent has started, it hands out the events"
+            } else {
+                std::thread::sleep(AGENT_LOOK);
+                "another process reads the events; waiting for it to end"
             }
         };
         if said != told && out.wants_more() {

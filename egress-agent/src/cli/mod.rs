@@ -13,6 +13,7 @@ mod events;
 mod maps;
 pub mod output;
 mod pods;
+mod pods_text;
 mod snapshot;
 mod status;
 #[cfg(test)]
@@ -165,13 +166,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Pods(PodsCommand::List) => {
             let snapshot = snapshot::Snapshot::read(globals)?;
-            print(globals, &pods::list_view(&pods::pods(&snapshot)))?;
+            print(globals, &pods_text::list_view(&pods::pods(&snapshot)))?;
         }
         Command::Pods(PodsCommand::Get { pod }) => {
             let snapshot = snapshot::Snapshot::read(globals)?;
             let pods = pods::find(pods::pods(&snapshot), pod)?;
             let recent = events::recent_of(globals, pod);
-            print(globals, &pods::get_view(&pods, recent.as_deref()))?;
+            print(globals, &pods_text::get_view(&pods, recent.as_deref()))?;
         }
         Command::Maps(MapsCommand::List) => {
             let pinned = Pinned::open(&globals.bpffs)?;
@@ -184,7 +185,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             print(globals, &dump::view(&pinned, &names, name)?)?;
         }
         Command::Events(args) => events::run(globals, args)?,
-        Command::Uninstall(args) => uninstall::run(globals, args)?,
+        Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,7 @@
 //! Whether what should be held is held.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 
 use super::output::{Part, Table, View, values};
@@ -206,19 +208,22 @@ impl Status {
             counts.unknown_pods_dropped_packets
         );
         for hook in self.hooks.iter().filter(|hook| hook.state != "attached") {
-            text.push_str(&format!(
-                "\nHOOK {}: {} on kubepods; is the agent running?",
-                hook.state.to_uppercase(),
+            let state = hook.state.to_uppercase();
+            // Writing to a string can't fail.
+            let _ = write!(
+                text,
+                "\nHOOK {state}: {} on kubepods; is the agent running?",
                 hook.program
-            ));
+            );
         }
         for pod in &self.pods {
             if pod.coverage == Coverage::Uncovered {
                 let problem = pod.problem.as_deref().unwrap_or("no reason is known");
-                text.push_str(&format!(
+                let _ = write!(
+                    text,
                     "\nUNCOVERED: {}/{}: {problem}",
                     pod.namespace, pod.name
-                ));
+                );
             }
         }
         text

@@ -23,7 +23,7 @@ pub struct Args {
     force: bool,
 }
 
-pub fn run(globals: &Globals, args: &Args) -> Result<()> {
+pub fn run(globals: &Globals, args: Args) -> Result<()> {
     let pinned = Pinned::open(&globals.bpffs)?;
     if agent::read(&globals.run_dir).running && !args.force {
         bail!("the agent runs and would put everything back: stop it first, or use --force");

@@ -1,6 +1,8 @@
 //! What is pinned, read by path: for the CLI and the telemetry, whether an agent runs or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod hooks;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -9,7 +11,6 @@ use std::path::{Path, PathBuf};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use egress_common::event::Event;
 use egress_common::maps::{
     Config, Count, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
@@ -18,7 +19,7 @@ use egress_common::maps::{
 };
 use egress_common::reason::REASONS;
 
-use super::sys;
+pub use hooks::{HookTarget, HookedDevice, PinnedHook};
 
 /// Directory of the pins below the bpffs; the last part is the version of their layout.
 const DIRECTORY: &str = "sallyport/v1";
@@ -74,37 +75,6 @@ pub struct MapFacts {
     pub max_entries: u32,
     /// Bytes of kernel memory that the map holds now; none where the kernel does not say.
     pub memory: Option<u64>,
-}
-
-/// A pinned link, as the kernel describes it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PinnedHook {
-    /// Name of the pin: `dev-<ifindex>-<direction>` or `cg-<hook>`.
-    pub pin: String,
-    /// Id of its program.
-    pub program_id: u32,
-    /// Tag of its program, in hexadecimal.
-    pub program_tag: String,
-    pub target: HookTarget,
-}
-
-/// A device with hooks of ours, as seen from the caller's network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookedDevice {
-    pub name: String,
-    /// Ours runs before every other program, at both hooks.
-    pub is_first: bool,
-}
-
-/// What a link hangs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HookTarget {
-    /// A device, by its interface index in the agent's network namespace.
-    Device(u32),
-    /// A cgroup, by its id.
-    Cgroup(u64),
-    /// The device or cgroup is gone, and the hook with it.
-    Gone,
 }
 
 /// An opened hash map, for single look-ups.
@@ -254,7 +224,9 @@ impl Pinned {
         let trie: LpmTrie<_, K, V> =
             LpmTrie::try_from(self.map(map)?).map_err(failed(map, "open"))?;
         let mut entries = Vec::new();
-        for entry in trie.iter() {
+        // As in `entries`.
+        let most = 2 * self.map_facts(map)?.max_entries as usize;
+        for entry in trie.iter().take(most) {
             match entry {
                 Ok((key, value)) => entries.push((key.prefix_len(), key.data(), value)),
                 Err(MapError::KeyNotFound) => {}
@@ -336,97 +308,6 @@ impl Pinned {
             events: PhantomData,
         })
     }
-
-    /// All pinned links, sorted by the name of their pin.
-    pub fn hooks(&self) -> Result<Vec<PinnedHook>, PinnedError> {
-        let directory = self.root.join("links");
-        let mut hooks = Vec::new();
-        for pin in list(&directory)? {
-            let path = directory.join(&pin);
-            let read = sys::open_pin(&path).and_then(|link| describe(link.as_raw_fd()));
-            match read {
-                Ok(facts) => hooks.push(hook(pin, &facts)),
-                // Unpinned since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(PinnedError::Io { path, error }),
-            }
-        }
-        Ok(hooks)
-    }
-
-    /// Names of the devices that these hooks are on, by interface index, and whether ours come
-    /// first there. From another network namespace than the node's a device has no name: its index
-    /// means another one there.
-    pub fn hooked_devices(hooks: &[PinnedHook]) -> BTreeMap<u32, HookedDevice> {
-        let Ok(interfaces) = nix::net::if_::if_nameindex() else {
-            return BTreeMap::new();
-        };
-        let mut devices = BTreeMap::new();
-        for interface in &interfaces {
-            let Ok(name) = interface.name().to_str() else {
-                continue;
-            };
-            let mut is_first = true;
-            let mut is_ours = false;
-            for hook in hooks {
-                if hook.target != HookTarget::Device(interface.index()) {
-                    continue;
-                }
-                let side = if hook.pin.ends_with("-ingress") {
-                    TcAttachType::Ingress
-                } else {
-                    TcAttachType::Egress
-                };
-                let Ok((_, programs)) = SchedClassifier::query_tcx(name, side) else {
-                    continue;
-                };
-                let place = programs.iter().position(|it| it.id() == hook.program_id);
-                is_ours |= place.is_some();
-                is_first &= place == Some(0);
-            }
-            if is_ours {
-                let name = name.to_owned();
-                devices.insert(interface.index(), HookedDevice { name, is_first });
-            }
-        }
-        devices
-    }
-
-    /// Which of these programs the kernel still has.
-    pub fn loaded(programs: &BTreeSet<u32>) -> BTreeSet<u32> {
-        loaded_programs()
-            .filter_map(Result::ok)
-            .map(|program| program.id())
-            .filter(|id| programs.contains(id))
-            .collect()
-    }
-
-    /// Takes down all pins: links first, so that no program looks into maps that go. Returns the
-    /// names of what was removed; enforcement has ended then.
-    pub fn remove(self) -> Result<Vec<String>, PinnedError> {
-        let mut removed = Vec::new();
-        for part in ["links", "maps"] {
-            let directory = self.root.join(part);
-            for pin in list(&directory)? {
-                let path = directory.join(&pin);
-                let unpinned = if part == "links" {
-                    end_link(&path)
-                } else {
-                    std::fs::remove_file(&path)
-                };
-                unpinned.map_err(|error| PinnedError::Io { path, error })?;
-                removed.push(format!("{part}/{pin}"));
-            }
-            remove_directory(&directory)?;
-        }
-        remove_directory(&self.root)?;
-        if let Some(parent) = self.root.parent()
-            && list(parent)?.is_empty()
-        {
-            remove_directory(parent)?;
-        }
-        Ok(removed)
-    }
 }
 
 fn failed<E>(map: &str, action: &'static str) -> impl FnOnce(E) -> PinnedError
@@ -462,23 +343,6 @@ fn list(directory: &Path) -> Result<Vec<String>, PinnedError> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Detached now: the kernel takes its time with a link that is only unpinned.
-fn end_link(path: &Path) -> io::Result<()> {
-    let link = sys::open_pin(path)?;
-    std::fs::remove_file(path)?;
-    sys::link_detach(link.as_fd())
-}
-
-fn remove_directory(path: &Path) -> Result<(), PinnedError> {
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinnedError::Io {
-            path: path.to_owned(),
-            error,
-        }),
-        _ => Ok(()),
-    }
 }
 
 fn sum<'a>(values: impl Iterator<Item = &'a PodCounters>) -> PodCounters {
@@ -528,45 +392,9 @@ fn facts(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn hook(pin: String, facts: &BTreeMap<String, String>) -> PinnedHook {
-    let number = |key: &str| facts.get(key).and_then(|text| text.parse::<u64>().ok());
-    // Both numbers turn 0 when what the link hangs on goes.
-    let target = match (number("ifindex"), number("cgroup_id")) {
-        (Some(ifindex), _) if ifindex != 0 => {
-            u32::try_from(ifindex).map_or(HookTarget::Gone, HookTarget::Device)
-        }
-        (_, Some(cgroup)) if cgroup != 0 => HookTarget::Cgroup(cgroup),
-        _ => HookTarget::Gone,
-    };
-    let program_id = number("prog_id").and_then(|id| u32::try_from(id).ok());
-    PinnedHook {
-        pin,
-        program_id: program_id.unwrap_or(0),
-        program_tag: facts.get("prog_tag").cloned().unwrap_or_default(),
-        target,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn links_are_read_from_procfs() {
-        let tcx = "pos:\t0\nlink_type:\ttcx\nlink_id:\t7\nprog_tag:\t00aabb\nprog_id:\t41\n\
-                   ifindex:\t12\nattach_type:\t46 (ingress)\n";
-        let found = hook("dev-12-ingress".to_owned(), &facts(tcx));
-        assert_eq!(found.target, HookTarget::Device(12));
-        assert_eq!(
-            (found.program_id, found.program_tag.as_str()),
-            (41, "00aabb")
-        );
-        let gone = tcx.replace("ifindex:\t12", "ifindex:\t0");
-        assert_eq!(hook(String::new(), &facts(&gone)).target, HookTarget::Gone);
-        let cgroup = "link_type:\tcgroup\nprog_tag:\t01\nprog_id:\t2\ncgroup_id:\t345\n";
-        let found = hook(String::new(), &facts(cgroup));
-        assert_eq!(found.target, HookTarget::Cgroup(345));
-    }
 
     #[test]
     fn kinds_are_named_as_the_kernel_does() {

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,15 +27,9 @@ struct VerdictLabels {
     verdict: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    InSync,
-    Failed,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 /// The agent's metrics. Everything may be called from any task.
@@ -153,11 +147,7 @@ impl Metrics {
 
     /// A reconciliation ended.
     pub fn reconciled(&self, took: Duration, writes: u64, failures: u64) {
-        let outcome = if failures == 0 {
-            Outcome::InSync
-        } else {
-            Outcome::Failed
-        };
+        let outcome = if failures == 0 { "in-sync" } else { "failed" };
         self.reconciles
             .get_or_create(&OutcomeLabels { outcome })
             .inc();
@@ -213,7 +203,7 @@ mod tests {
             "sallyport_reconcile_duration_seconds_count 2",
             "sallyport_map_writes_total 12",
             "sallyport_reconcile_failures_total 1",
-            "sallyport_reconciles_total{outcome=\"InSync\"} 1",
+            "sallyport_reconciles_total{outcome=\"in-sync\"} 1",
             "# TYPE sallyport_build info",
         ] {
             assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");

@@ -173,13 +173,20 @@ fn install(bpffs: &Path, kubepods: &Path, object: &[u8]) -> Ebpf {
     ebpf
 }
 
+fn hash<'a, K: aya::Pod, V: aya::Pod>(
+    ebpf: &'a mut Ebpf,
+    map: &str,
+) -> HashMap<&'a mut aya::maps::MapData, K, V> {
+    HashMap::try_from(ebpf.map_mut(map).expect("map")).expect("hash")
+}
+
 fn fill(ebpf: &mut Ebpf, cgroup: u64) {
-    fn hash<'a, K: aya::Pod, V: aya::Pod>(
-        ebpf: &'a mut Ebpf,
-        map: &str,
-    ) -> HashMap<&'a mut aya::maps::MapData, K, V> {
-        HashMap::try_from(ebpf.map_mut(map).expect("map")).expect("hash")
-    }
+    pod(ebpf, cgroup);
+    policy(ebpf);
+    origin(ebpf, cgroup);
+}
+
+fn pod(ebpf: &mut Ebpf, cgroup: u64) {
     let config = Config {
         qos_cgroups: [0; 2],
         kubepods_level: 1,
@@ -223,6 +230,9 @@ fn fill(ebpf: &mut Ebpf, cgroup: u64) {
     hash::<u32, _>(ebpf, name::POD_INFO)
         .insert(1, info, 0)
         .expect("write");
+}
+
+fn policy(ebpf: &mut Ebpf) {
     let info = PolicyInfo {
         digest: [7; 32],
         entries: [1, 0, 1, 0],
@@ -276,6 +286,9 @@ fn fill(ebpf: &mut Ebpf, cgroup: u64) {
     let map = ebpf.map_mut(name::PREFIX4).expect("map");
     let mut map = LpmTrie::<_, PrefixKey4, PrefixRule>::try_from(map).expect("trie");
     map.insert(&Key::new(32 + 16, key), rule, 0).expect("write");
+}
+
+fn origin(ebpf: &mut Ebpf, cgroup: u64) {
     let mut dst_be = [0; 16];
     dst_be[10..12].fill(0xff);
     dst_be[12..].copy_from_slice(&OUTSIDE);
