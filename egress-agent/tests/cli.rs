@@ -33,7 +33,7 @@ fn items(node: &Node, args: &[&str]) -> (Option<i32>, Vec<Value>) {
 }
 
 #[test]
-fn status_tells_what_covers_whom() {
+fn needs_root_status_tells_what_covers_whom() {
     on_a_node("status", |node| {
         let (code, status) = items(node, &["status"]);
         assert_eq!(code, Some(0), "{status:#?}");
@@ -70,7 +70,7 @@ fn status_tells_what_covers_whom() {
 }
 
 #[test]
-fn pods_and_maps_are_decoded() {
+fn needs_root_pods_and_maps_are_decoded() {
     on_a_node("maps", |node| {
         node.send_denied(3);
         let (_, pods) = items(node, &["pods", "list"]);
@@ -126,7 +126,7 @@ fn pods_and_maps_are_decoded() {
 }
 
 #[test]
-fn events_without_an_agent_come_from_the_ring() {
+fn needs_root_events_without_an_agent_come_from_the_ring() {
     on_a_node("ring", |node| {
         node.send_denied(2);
         let (_, events) = items(node, &["events", "list"]);
@@ -175,7 +175,7 @@ impl Agent {
 }
 
 #[test]
-fn following_goes_on_while_agents_come_and_go() {
+fn needs_root_following_goes_on_while_agents_come_and_go() {
     on_a_node("follow", |node| {
         let agent = Agent::start(node);
         let mut follower = node
@@ -219,7 +219,7 @@ fn following_goes_on_while_agents_come_and_go() {
 }
 
 #[test]
-fn uninstall_leaves_nothing() {
+fn needs_root_uninstall_leaves_nothing() {
     on_a_node("uninstall", |node| {
         let refused = node
             .egressctl(&["uninstall"])

@@ -1,7 +1,7 @@
 //! The maps that are arrays: counters and settings.
 
 use egress_common::Reason;
-use egress_common::maps::Config;
+use egress_common::maps::{Config, Endpoint, covered_place, name};
 use serde_json::Value;
 
 use super::cells::Names;
@@ -43,6 +43,23 @@ pub fn inbound(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> 
     }
     Ok(Dump {
         fields: &["slot", "pod", "networks"],
+        rows,
+    })
+}
+
+/// The pods whose packets take the shortcut through the cgroup hook.
+pub fn covered(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> {
+    let mut rows = Vec::new();
+    let mut cgroups = pinned.entries::<u64, Endpoint>(name::CGROUPS)?;
+    cgroups.sort_by_key(|(cgroup, _)| *cgroup);
+    for (cgroup, endpoint) in cgroups {
+        let place = covered_place(cgroup);
+        if pinned.covered(place)? == cgroup {
+            rows.push(vec![place.into(), cgroup.into(), names.slot(endpoint.slot)]);
+        }
+    }
+    Ok(Dump {
+        fields: &["place", "cgroup", "pod"],
         rows,
     })
 }

@@ -299,6 +299,13 @@ impl Pinned {
         array.get(&slot, 0).map_err(failed(name::INBOUND, "read"))
     }
 
+    /// What stands at one place of the shortcut through the cgroup hook: a cgroup id, or 0.
+    pub fn covered(&self, place: u32) -> Result<u64, PinnedError> {
+        let array: Array<_, u64> =
+            Array::try_from(self.map(name::COVERED)?).map_err(failed(name::COVERED, "open"))?;
+        array.get(&place, 0).map_err(failed(name::COVERED, "read"))
+    }
+
     /// Opens the ring of events. The caller must be its only reader: see `telemetry::lock`.
     pub fn events(&self) -> Result<EventRing, PinnedError> {
         let ring =
