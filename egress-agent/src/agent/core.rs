@@ -110,6 +110,9 @@ impl Core {
         let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
         if let Some(snapshot) = snapshot {
             self.unread = snapshot.problems.len();
+            for _ in &snapshot.problems {
+                self.metrics.source_error();
+            }
         }
         self.compile(changed || snapshot.is_some());
         if self.is_held_back() {

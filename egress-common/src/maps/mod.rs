@@ -1,0 +1,173 @@
+//! Keys and values of the BPF maps.
+//!
+//! All are `repr(C)` with explicit padding and hold no enum, bool or `Option`, so every bit
+//! pattern is valid and both sides see the same bytes. Addresses and ports whose name ends in
+//! `_be` are in network byte order, everything else is in the byte order of the node.
+//! IPv4 addresses in 16-byte fields are IPv4-mapped (`::ffff:a.b.c.d`).
+
+mod flow;
+mod policy;
+mod report;
+
+pub use flow::*;
+pub use policy::*;
+pub use report::*;
+
+use crate::limits::COVERED_PLACES;
+
+/// Names of the maps as pinned and as `bpftool` shows them: at most 15 characters.
+pub mod name {
+    pub const DEVICES: &str = "sp_devices";
+    pub const CGROUPS: &str = "sp_cgroups";
+    pub const COVERED: &str = "sp_covered";
+    pub const EXACT4: &str = "sp_exact4";
+    pub const EXACT6: &str = "sp_exact6";
+    pub const PREFIX4: &str = "sp_prefix4";
+    pub const PREFIX6: &str = "sp_prefix6";
+    pub const FLOWS_IN: &str = "sp_flows_in";
+    pub const FLOWS_OUT: &str = "sp_flows_out";
+    pub const INBOUND: &str = "sp_inbound";
+    pub const FRAGMENTS: &str = "sp_fragments";
+    pub const ORIGINS: &str = "sp_origins";
+    pub const COUNTERS: &str = "sp_counters";
+    pub const EVENTS: &str = "sp_events";
+    pub const CONFIG: &str = "sp_config";
+    pub const POD_INFO: &str = "sp_pod_info";
+    pub const POLICY_INFO: &str = "sp_policy_info";
+    pub const RULE_INFO: &str = "sp_rule_info";
+}
+
+/// The pod is known and not held.
+pub const MODE_OFF: u8 = 0;
+/// What would be dropped passes and is reported.
+pub const MODE_AUDIT: u8 = 1;
+/// The pod is held.
+pub const MODE_ENFORCE: u8 = 2;
+
+/// A denied packet vanishes.
+pub const DENY_DROP: u8 = 0;
+/// A denied packet is answered with an ICMP error.
+pub const DENY_REJECT: u8 = 1;
+
+/// The pod lives in the node's network namespace: the cgroup hook decides about its packets.
+pub const FLAG_HOST_NETWORK: u8 = 1;
+/// The hooks on all of the pod's devices stand: the cgroup hook lets its packets go there.
+pub const FLAG_COVERED: u8 = 2;
+
+/// What the kernel knows of one pod; value of `sp_devices` and `sp_cgroups`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Index of the pod's counters and its number in events; 1 to `MAX_SLOTS - 1`.
+    pub slot: u32,
+    /// Policy that `sp_exact*` and `sp_prefix*` are looked up with; 0 if the pod is not held.
+    pub policy: u32,
+    /// The pod's IPv4 address, network byte order; zero if it has none.
+    pub v4_be: [u8; 4],
+    /// `MODE_*`.
+    pub mode: u8,
+    /// `DENY_*`.
+    pub on_deny: u8,
+    /// `FLAG_*`, ORed.
+    pub flags: u8,
+    /// Always 0. The verifier doesn't know that: see `packet::Headers::forget_path`.
+    pub zero: u8,
+    /// The pod's IPv6 address, network byte order; zero if it has none.
+    pub v6_be: [u8; 16],
+    /// When the pod got its slot, nanoseconds of the kernel's monotonic clock. Flows and fragments
+    /// last seen before are those of the slot's last owner.
+    pub since_ns: u64,
+    /// A bit for the number of the network of each whole address in the policy: where the bit of
+    /// [`network4`] or [`network6`] is not set, `sp_exact*` has nothing and is not looked at.
+    pub exact_networks: u64,
+    /// Some gateways of the policy, so that their packets need no lookup; unused ones are zero.
+    pub near4: [Near4; NEAR4],
+    pub near6: [Near6; NEAR6],
+    pub pad: [u8; 4],
+}
+
+impl Endpoint {
+    /// Whether the cgroup hook lets all packets of this pod go: nobody holds it, or the hooks on its
+    /// devices do.
+    pub const fn passes_cgroup(&self) -> bool {
+        self.flags & FLAG_COVERED != 0 || self.mode == MODE_OFF
+    }
+}
+
+/// Where in `sp_covered` a pod cgroup's id stands if its entry in `sp_cgroups`
+/// [`passes_cgroup`](Endpoint::passes_cgroup). A shortcut: what is not there is looked up.
+#[inline(always)]
+pub const fn covered_place(cgroup: u64) -> u32 {
+    cgroup as u32 % COVERED_PLACES
+}
+
+/// Gateways that an [`Endpoint`] names itself, per address family.
+pub const NEAR4: usize = 3;
+pub const NEAR6: usize = 1;
+
+/// A gateway's listener: TCP, reason `Gateway`. `sp_exact4` has it too.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Near4 {
+    pub addr_be: [u8; 4],
+    /// Never zero in an entry that is used.
+    pub port_be: [u8; 2],
+    /// Index into the policy's rules.
+    pub rule: u16,
+}
+
+/// As [`Near4`].
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Near6 {
+    pub addr_be: [u8; 16],
+    pub port_be: [u8; 2],
+    pub rule: u16,
+}
+
+/// First word holding two ports, in network byte order.
+#[inline(always)]
+pub const fn pair(first_be: u16, second_be: u16) -> u32 {
+    let ([a, b], [c, d]) = (first_be.to_ne_bytes(), second_be.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// A word whose first byte in memory is this one.
+#[inline(always)]
+pub const fn word(first: u8) -> u32 {
+    u32::from_ne_bytes([first, 0, 0, 0])
+}
+
+macro_rules! from_words {
+    ($($ty:ty = $n:literal),+ $(,)?) => { $(
+        impl $ty {
+            /// From its bytes in memory, four at a time. A byte array has no alignment, so building
+            /// the value field by field would write it byte by byte on the BPF target.
+            #[inline(always)]
+            pub const fn from_words(words: [u32; $n]) -> Self {
+                // SAFETY: the same size, and every bit pattern is valid.
+                unsafe { core::mem::transmute::<[u32; $n], Self>(words) }
+            }
+        }
+    )+ };
+}
+
+from_words! { ExactKey4 = 3, ExactKey6 = 6, FlowKey = 7, FragmentKey = 7, OriginKey = 8 }
+
+macro_rules! layout {
+    ($($ty:ty = $size:literal),+ $(,)?) => { $(
+        const _: () = assert!(core::mem::size_of::<$ty>() == $size);
+        #[cfg(feature = "user")]
+        // SAFETY: `repr(C)`, only integers and arrays of them, and the size shows that there is
+        // no padding but the named fields.
+        unsafe impl aya::Pod for $ty {}
+    )+ };
+}
+pub(crate) use layout;
+
+layout! {
+    Endpoint = 96, Near4 = 8, Near6 = 20, Inbound = 64, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
+    PortRange = 8, PrefixRule = 132, FlowKey = 28, Flow = 16, FragmentKey = 28, Fragment = 16,
+    OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 376,
+    PolicyInfo = 56, RuleKey = 8, RuleInfo = 192,
+}
