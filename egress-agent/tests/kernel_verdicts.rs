@@ -172,23 +172,43 @@ fn check_answer(endpoint: &Endpoint, frame: &[u8], out: &[u8], what: &dyn Fn() -
     assert_eq!(out[6..12], frame[..6], "from the device: {what}");
     assert_eq!(out[12..14], frame[12..14], "{what}");
     if frame[12..14] == [0x08, 0] {
-        assert_eq!(out.len(), 14 + 20 + 8 + 28, "{what}");
+        // The whole header of TCP, 8 bytes of UDP.
+        let quoted = if frame[23] == 6 { 40 } else { 28 };
+        assert_eq!(out.len(), 14 + 20 + 8 + quoted, "{what}");
         assert_eq!(sum(&out[14..34]), 0xffff, "IP checksum: {what}");
         assert_eq!(sum(&out[34..]), 0xffff, "ICMP checksum: {what}");
         assert_eq!(out[23], 1, "{what}");
         assert_eq!(out[30..34], endpoint.v4_be, "{what}");
         assert_eq!(out[26..30], frame[30..34], "{what}");
         assert_eq!(out[34..36], [3, 13], "{what}");
-        assert_eq!(out[42..], frame[14..42], "quotes what was sent: {what}");
+        assert_eq!(
+            out[42..],
+            frame[14..14 + quoted],
+            "quotes what was sent: {what}"
+        );
     } else {
-        assert_eq!(out.len(), 14 + 40 + 8 + 48, "{what}");
+        let quoted = if frame[20] == 6 { 60 } else { 48 };
+        assert_eq!(out.len(), 14 + 40 + 8 + quoted, "{what}");
         assert_eq!(out[20], 58, "{what}");
         assert_eq!(out[38..54], endpoint.v6_be, "{what}");
         assert_eq!(out[22..38], frame[38..54], "{what}");
         assert_eq!(out[54..56], [1, 1], "{what}");
-        assert_eq!(out[62..], frame[14..62], "quotes what was sent: {what}");
+        assert_eq!(
+            out[62..],
+            frame[14..14 + quoted],
+            "quotes what was sent: {what}"
+        );
         let mut pseudo = out[22..54].to_vec();
-        pseudo.extend([0, 0, 0, 56, 0, 0, 0, 58]);
+        pseudo.extend([
+            0,
+            0,
+            0,
+            u8::try_from(8 + quoted).expect("small"),
+            0,
+            0,
+            0,
+            58,
+        ]);
         pseudo.extend(&out[54..]);
         assert_eq!(sum(&pseudo), 0xffff, "ICMPv6 checksum: {what}");
     }
