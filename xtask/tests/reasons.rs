@@ -396,7 +396,7 @@ mod needs_root {
     /// `onDeny: Reject` answers at once, in both families.
     fn reject(cluster: &Cluster, agent: &mut super::support::Agent) {
         agent.declare(cluster, || {
-            cluster.lockdown("Enforce", &json!({ "onDeny": "Reject" }))
+            cluster.lockdown("Enforce", &json!({ "onDeny": "Reject" }));
         });
         for ip in plan::OUTSIDE.all() {
             let to = SocketAddr::new(ip, plan::OUTSIDE_HTTP).to_string();

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod frames;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
