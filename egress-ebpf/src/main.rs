@@ -101,7 +101,7 @@ mod programs {
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 7] = *b"GPL v2\0";
 
 /// Nothing here panics; the compiler has to be told what would happen.
 #[cfg(target_arch = "bpf")]

@@ -279,6 +279,7 @@ mod needs_root {
             assert_ne!(seen.contains(reason), rest.contains(reason), "{reason:?}");
         }
 
+        host_network(&cluster, &mut agent);
         audit(&cluster, &mut agent, slot);
         reject(&cluster, &mut agent);
     }
@@ -355,6 +356,55 @@ mod needs_root {
             sleep(Duration::from_millis(50));
         }
         panic!("a pod that is known by now is still cut off");
+    }
+
+    /// A pod of the node's own network is held at the cgroup hook.
+    fn host_network(cluster: &Cluster, agent: &mut super::support::Agent) {
+        let spec = PodSpec::new("bookinfo", "hostly", 50).host_network();
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        let object = xtask::node::objects::pod(&spec);
+        agent.declare(cluster, || cluster.state.apply(&object).expect("an object"));
+        let slot = cluster.slot(&pod);
+        let wire = cluster.node.wire().expect("a recorder");
+        let mark = wire.mark();
+        for ip in plan::OUTSIDE.all() {
+            let to = SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
+            let probe = [
+                "udp",
+                "--to",
+                &to,
+                "--payload",
+                "by the node",
+                "--timeout-ms",
+                "300",
+            ];
+            let answer = pod.probe(&probe).expect("a probe");
+            assert!(!answer.answered(), "{answer:?}");
+            let to = SocketAddr::new(ip, plan::OUTSIDE_HTTP).to_string();
+            let answer = pod
+                .probe(&["tcp", "--to", &to, "--timeout-ms", "300"])
+                .expect("a probe");
+            assert!(!answer.answered(), "{answer:?}");
+        }
+        for ip in plan::pod(12).all() {
+            let to = SocketAddr::new(ip, 9).to_string();
+            let answer = pod
+                .probe(&["tcp", "--to", &to, "--timeout-ms", "2000"])
+                .expect("a probe");
+            assert_eq!(answer.outcome, "refused", "a pod is reached: {answer:?}");
+        }
+        let out = wire.since(mark);
+        assert!(
+            !out.iter().any(|packet| packet.contains("by the node")),
+            "{out:?}"
+        );
+        let counters = cluster.counters();
+        for reason in [Reason::NotAllowed, Reason::Cluster] {
+            assert!(
+                counters.contains_key(&(slot, reason.as_str().to_owned())),
+                "{reason:?}"
+            );
+        }
     }
 
     /// Under Audit the same packets go out, and are counted all the same.
