@@ -12,7 +12,7 @@ use egress_common::limits::{
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
     Inbound, NETWORKS, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
-    PrefixRule, RuleInfo, RuleKey, covered_place,
+    PrefixRule, RuleInfo, RuleKey, covered_mark, covered_place,
 };
 use egress_common::packet::Address;
 use egress_common::tables::{Full, Tables};
@@ -160,10 +160,9 @@ impl Tables for KernelTables {
 }
 
 /// Whether the pod with this cgroup is known to pass the cgroup hook, told without a lookup by hash.
-/// No cgroup has id 0, which is how a free place looks.
 #[inline(always)]
 pub fn is_covered(cgroup: u64) -> bool {
-    cgroup != 0 && COVERED.get(covered_place(cgroup)).copied() == Some(cgroup)
+    COVERED.get(covered_place(cgroup)).copied() == Some(covered_mark(cgroup))
 }
 
 /// The node's settings; `None` until the agent has written them, which is before any hook stands.

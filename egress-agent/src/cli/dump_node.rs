@@ -1,7 +1,7 @@
 //! The maps that are arrays: counters and settings.
 
 use egress_common::Reason;
-use egress_common::maps::{Config, Endpoint, covered_place, name};
+use egress_common::maps::{Config, Endpoint, covered_mark, covered_place, name};
 use serde_json::Value;
 
 use super::cells::Names;
@@ -54,7 +54,7 @@ pub fn covered(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> 
     cgroups.sort_by_key(|(cgroup, _)| *cgroup);
     for (cgroup, endpoint) in cgroups {
         let place = covered_place(cgroup);
-        if pinned.covered(place)? == cgroup {
+        if pinned.covered(place)? == covered_mark(cgroup) {
             rows.push(vec![place.into(), cgroup.into(), names.slot(endpoint.slot)]);
         }
     }

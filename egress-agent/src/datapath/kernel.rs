@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use egress_common::maps::{Endpoint, Flow, FlowKey, Inbound, NETWORKS, covered_place};
+use egress_common::maps::{
+    Endpoint, Flow, FlowKey, Inbound, NETWORKS, covered_mark, covered_place,
+};
 
 use super::{Datapath, DatapathError, Direction, Maps, Observed};
 use crate::compile::DesiredState;
@@ -131,11 +133,11 @@ fn set_cgroup(maps: &Maps, cgroup: u64, endpoint: &Endpoint) -> Result<u64, Data
 
 /// Sets or clears the shortcut; a place that another pod has stays that pod's.
 fn set_covered(maps: &Maps, cgroup: u64, covered: bool) -> Result<u64, DatapathError> {
-    let place = covered_place(cgroup);
+    let (place, mark) = (covered_place(cgroup), covered_mark(cgroup));
     let there = maps.covered.get(&place)?.unwrap_or(0);
-    let write = match (covered, there == cgroup) {
+    let write = match (covered, there == mark) {
         (false, true) => 0,
-        (true, false) if there == 0 || maps.cgroups.get(&there)?.is_none() => cgroup,
+        (true, false) if there == 0 || maps.cgroups.get(&(there - 1))?.is_none() => mark,
         _ => return Ok(0),
     };
     maps.covered.insert(&place, &write)?;

@@ -299,7 +299,7 @@ impl Pinned {
         array.get(&slot, 0).map_err(failed(name::INBOUND, "read"))
     }
 
-    /// What stands at one place of the shortcut through the cgroup hook: a cgroup id, or 0.
+    /// What stands at one place of the shortcut through the cgroup hook: a cgroup id and one, or 0.
     pub fn covered(&self, place: u32) -> Result<u64, PinnedError> {
         let array: Array<_, u64> =
             Array::try_from(self.map(name::COVERED)?).map_err(failed(name::COVERED, "open"))?;

@@ -9,7 +9,7 @@ use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions
 use aya::{Ebpf, EbpfLoader};
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, MODE_ENFORCE,
-    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_place, name,
+    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_mark, covered_place, name,
 };
 use egress_common::memory::MemoryTables;
 
@@ -133,7 +133,8 @@ impl Kernel {
         if endpoint.passes_cgroup() {
             let map = self.ebpf.map_mut(name::COVERED).expect("map");
             let mut map = Array::<_, u64>::try_from(map).expect("array");
-            map.set(covered_place(cgroup), cgroup, 0).expect("set");
+            map.set(covered_place(cgroup), covered_mark(cgroup), 0)
+                .expect("set");
         }
     }
 

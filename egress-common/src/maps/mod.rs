@@ -94,11 +94,17 @@ impl Endpoint {
     }
 }
 
-/// Where in `sp_covered` a pod cgroup's id stands if its entry in `sp_cgroups`
+/// Where in `sp_covered` a pod cgroup stands if its entry in `sp_cgroups`
 /// [`passes_cgroup`](Endpoint::passes_cgroup). A shortcut: what is not there is looked up.
 #[inline(always)]
 pub const fn covered_place(cgroup: u64) -> u32 {
     cgroup as u32 % COVERED_PLACES
+}
+
+/// How a pod cgroup stands there: by its id and one, so that a free place, zero, is no cgroup's.
+#[inline(always)]
+pub const fn covered_mark(cgroup: u64) -> u64 {
+    cgroup.wrapping_add(1)
 }
 
 /// Gateways that an [`Endpoint`] names itself, per address family.

@@ -93,7 +93,12 @@ fn options<P: Packet>(packet: &P, start: usize, end: usize) -> Option<Reason> {
     }
 }
 
-#[inline(never)]
+/// Whether this is the number of an extension header, one that is parsed or one that is not.
+const fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 60 | 135 | 139 | 140)
+}
+
+#[inline(always)]
 pub(super) fn ipv6<P: Packet>(
     packet: &P,
     start: usize,
@@ -104,7 +109,7 @@ pub(super) fn ipv6<P: Packet>(
         return Some(Reason::Malformed);
     };
     let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = header.words;
-    let [len_hi, len_lo, mut next, hops] = second.to_ne_bytes();
+    let [len_hi, len_lo, next, hops] = second.to_ne_bytes();
     let present = packet.len() - start;
     let payload = match usize::from(u16::from_be_bytes([len_hi, len_lo])) {
         // As for IPv4; such a packet never reaches a wire as it is.
@@ -118,9 +123,26 @@ pub(super) fn ipv6<P: Packet>(
     headers.src = [s0, s1, s2, s3];
     headers.dst = [d0, d1, d2, d3];
     headers.hops = hops;
+    headers.proto = next;
+    if is_extension(next) {
+        return extensions(packet, start + 40, start + 40 + payload, headers, zero);
+    }
+    headers.offset = (start + 40) as u32;
+    transport(packet, headers, payload, 0)
+}
 
-    let end = start + 40 + payload;
-    let mut at = start + 40;
+/// Walks the extension headers from `start` on, the first of which `headers.proto` names; the packet
+/// goes to `end`.
+#[inline(never)]
+fn extensions<P: Packet>(
+    packet: &P,
+    start: usize,
+    end: usize,
+    headers: &mut Headers,
+    zero: u8,
+) -> Option<Reason> {
+    let mut next = headers.proto;
+    let mut at = start;
     let mut position = 0;
     for _ in 0..=MAX_EXTENSION_HEADERS {
         match next {
@@ -131,7 +153,7 @@ pub(super) fn ipv6<P: Packet>(
                 };
                 let [following, units] = head.to_ne_bytes();
                 // Hop-by-hop options stand first or not at all (RFC 8200, 4.1).
-                if next == 0 && at != start + 40 {
+                if next == 0 && at != start {
                     return Some(Reason::ExtensionHeader);
                 }
                 next = following;
@@ -169,7 +191,7 @@ pub(super) fn ipv6<P: Packet>(
         return Some(Reason::Malformed);
     }
     // Options or fragments beyond the limit, mobility, HIP, shim6.
-    if !headers.is_later_fragment() && matches!(next, 0 | 43 | 44 | 60 | 135 | 139 | 140) {
+    if !headers.is_later_fragment() && is_extension(next) {
         return Some(Reason::ExtensionHeader);
     }
     headers.proto = next;

@@ -214,20 +214,19 @@ pub fn frame<P: Packet>(packet: &P, headers: &mut Headers, zero: u8) -> Found {
 /// which must be [`Headers::default`]. `zero` as for [`frame`].
 #[inline(always)]
 pub fn network<P: Packet>(packet: &P, headers: &mut Headers, zero: u8) -> Found {
-    match packet.load::<u8>(0) {
-        Some(first) if first >> 4 == 4 => {
+    let Some(header) = packet.load::<Aligned4>(0) else {
+        return Found::Bad(Reason::Malformed);
+    };
+    match header.words[0].to_ne_bytes()[0] >> 4 {
+        4 => {
             headers.ethertype = ETHERTYPE_IPV4;
-            match packet.load::<Aligned4>(0) {
-                Some(header) => found(ipv4(packet, 0, &header, headers, zero)),
-                None => Found::Bad(Reason::Malformed),
-            }
+            found(ipv4(packet, 0, &header, headers, zero))
         }
-        Some(first) if first >> 4 == 6 => {
+        6 => {
             headers.ethertype = ETHERTYPE_IPV6;
             found(ipv6(packet, 0, headers, zero))
         }
-        Some(_) => Found::Bad(Reason::NotIp),
-        None => Found::Bad(Reason::Malformed),
+        _ => Found::Bad(Reason::NotIp),
     }
 }
 
