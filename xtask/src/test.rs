@@ -18,6 +18,10 @@ use crate::{
     workspace::Workspace,
 };
 
+/// Seed of the property tests unless the environment names another: the same commit has the same
+/// outcome. Plain `cargo test` takes a new one each time.
+const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "20261123");
+
 /// What the path of every test that needs root has in it.
 const NEEDS_ROOT: &str = "needs_root";
 
@@ -25,6 +29,8 @@ const NEEDS_ROOT: &str = "needs_root";
 #[command(
     after_help = "Tests find what was built in SALLYPORT_AGENT, SALLYPORT_EGRESSCTL, SALLYPORT_ENVOY \
                         and SALLYPORT_EBPF_OBJECT (absolute paths).\n\
+                        Seeds are fixed: PROPTEST_RNG_SEED and SALLYPORT_SEED choose others, PROPTEST_CASES and \
+                        SALLYPORT_FRAMES how many.\n\
                         The last line is `tests: N passed, N failed, N skipped`."
 )]
 pub struct Args {
@@ -81,8 +87,11 @@ fn cargo_test(
     runtime: &Runtime,
 ) -> Result<(Counts, bool)> {
     let mut counts = Counts::default();
+    let (variable, default) = SEED;
+    let seed = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
     let command = || {
         Cmd::new("cargo")
+            .env(variable, &seed)
             .args(["test", "--workspace", "--no-fail-fast", "--"])
             .args(&args.filter)
             .current_dir(&workspace.root)

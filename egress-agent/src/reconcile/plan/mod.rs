@@ -142,8 +142,18 @@ impl Planner<'_> {
                 self.step(subject, Op::RemoveDevice { ifindex });
             }
         }
+        // A device or cgroup that another pod has now may still name the slot, until that pod's step
+        // has worked: the slot is free in the plan after it.
+        let devices = observed.devices.iter();
+        let devices = devices.filter(|(ifindex, _)| self.devices.contains(ifindex));
+        let cgroups = observed.cgroups.iter();
+        let cgroups = cgroups.filter(|(cgroup, _)| self.cgroups.contains(cgroup));
+        let named: BTreeSet<u32> = devices
+            .map(|(_, endpoint)| endpoint.slot)
+            .chain(cgroups.map(|(_, endpoint)| endpoint.slot))
+            .collect();
         for (slot, info) in &observed.slots {
-            if !slots.contains_key(slot) {
+            if !slots.contains_key(slot) && !named.contains(slot) {
                 let subject = Subject::Pod(text(&info.uid));
                 self.step(subject, Op::RemovePodInfo { slot: *slot });
             }
