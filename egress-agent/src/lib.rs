@@ -2,7 +2,7 @@
 //!
 //! Data goes one way: `source` → `index` → `compile` → `reconcile` → `datapath`; `node` tells
 //! where the pods of this node are, `gateway` renders the egress gateways' configuration from the
-//! same index, `telemetry` and `cli` read what the kernel reports. `index`, `compile` and the
+//! same index, `policy_server` answers gateways by it, `telemetry` and `cli` read what the kernel reports. `index`, `compile` and the
 //! planning half of `reconcile` are pure: no I/O, no clock, no lock.
 
 pub mod agent;
@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod gateway;
 pub mod index;
 pub mod node;
+pub mod policy_server;
 pub mod reconcile;
 pub mod source;
 pub mod telemetry;

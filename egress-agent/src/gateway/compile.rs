@@ -116,7 +116,10 @@ impl Registry<'_> {
             .filter(|pattern| exposed.iter().any(|exposure| exposure.covers(pattern)))
             .map(|pattern| (pattern.clone(), self.routes(gateway, pattern, report)))
             .collect();
-        Listener { hosts }
+        Listener {
+            hosts,
+            passthrough: BTreeMap::new(),
+        }
     }
 
     /// What a gateway serves for hosts of a pattern that it exposes.

@@ -7,6 +7,7 @@
 mod cluster;
 mod listener;
 mod rbac;
+mod resources;
 mod routes;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::policy::{Gateway, GatewayPolicy, ObjectName};
+
+pub use resources::{Resource, Resources};
 
 /// Where Envoy finds its files, by the paths that Envoy sees.
 #[derive(Clone, Debug)]

@@ -63,6 +63,28 @@ pub struct Listener {
     /// Only the most specific pattern that matches the request's host counts, even where it
     /// serves nothing: a wildcard is no way around a name that is refused.
     pub hosts: BTreeMap<HostPattern, HostRoutes>,
+    /// TLS that clients begin themselves, passed on as it is: by the server name that the
+    /// gateway's own TLS was asked for. Here too only the most specific pattern counts, and no
+    /// pattern stands here and in `hosts`.
+    pub passthrough: BTreeMap<HostPattern, Passthrough>,
+}
+
+/// From (listener, server name) to the outside, without a look at what is inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passthrough {
+    /// None for a server name that is named but not served.
+    pub served: Option<PassthroughRoute>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassthroughRoute {
+    /// The `ExternalService`.
+    pub service: ObjectName,
+    /// None for a wildcard: the server name itself.
+    pub host: Option<HostName>,
+    /// Port of the outside host.
+    pub port: u16,
+    pub rules: Rules,
 }
 
 /// What a host pattern serves, by the port that the client names.

@@ -1,0 +1,8 @@
+//! Serves gateway policy to the egress gateways, over mutual TLS only.
+//!
+//! Everything that is answered comes from one [`Served`] value, which is replaced whole: no request
+//! is decided by a mix of an old and a new policy.
+
+mod served;
+
+pub use served::{Caller, GatewayPod, PodAccount, Served};
