@@ -17,3 +17,4 @@ pub mod policy_server;
 pub mod reconcile;
 pub mod source;
 pub mod telemetry;
+pub mod tls;

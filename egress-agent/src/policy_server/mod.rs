@@ -3,6 +3,7 @@
 //! Everything that is answered comes from one [`Served`] value, which is replaced whole: no request
 //! is decided by a mix of an old and a new policy.
 
+pub mod accept;
 mod served;
 
 pub use served::{Caller, GatewayPod, PodAccount, Served};

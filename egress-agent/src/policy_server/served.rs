@@ -22,6 +22,13 @@ pub struct Served {
 }
 
 impl Served {
+    /// Whether some gateway's pods have this identity.
+    pub fn is_gateway(&self, identity: &SpiffeId) -> bool {
+        self.gateway_pods
+            .values()
+            .any(|pod| pod.identity == *identity)
+    }
+
     /// The gateways that this identity serves as; empty for a caller that is none.
     pub fn gateways_of(&self, identity: &SpiffeId) -> BTreeSet<&ObjectName> {
         self.gateway_pods

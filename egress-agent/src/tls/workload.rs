@@ -1,0 +1,90 @@
+//! Certificates from the SPIFFE Workload API.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use spiffe::{TrustDomain, WorkloadApiClient, X509Context};
+use tokio::time::sleep;
+
+use super::identity::{Identity, IdentityError};
+use super::source::Publisher;
+
+/// First and longest wait before the Workload API is asked again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Publisher) {
+    let (first, longest) = RETRY;
+    let mut wait = first;
+    loop {
+        let trouble = tokio::select! {
+            () = publisher_closed(&publisher) => return,
+            connected = WorkloadApiClient::connect_to(endpoint) => match connected {
+                Ok(client) => match client.stream_x509_contexts().await {
+                    Ok(stream) => {
+                        let mut stream = std::pin::pin!(stream);
+                        loop {
+                            let next = tokio::select! {
+                                () = publisher_closed(&publisher) => return,
+                                next = stream.next() => next,
+                            };
+                            match next {
+                                Some(Ok(context)) => match identity(&context, trust_domain) {
+                                    Ok(identity) => {
+                                        wait = first;
+                                        publisher.good(identity);
+                                    }
+                                    Err(error) => publisher.bad(endpoint, &error.to_string()),
+                                },
+                                Some(Err(error)) => break error.to_string(),
+                                None => break "it ended the stream".to_owned(),
+                            }
+                        }
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            },
+        };
+        publisher.bad(
+            endpoint,
+            &format!("the SPIFFE Workload API does not answer: {trouble}"),
+        );
+        tokio::select! {
+            () = publisher_closed(&publisher) => return,
+            () = sleep(wait) => {}
+        }
+        wait = (wait * 2).min(longest);
+    }
+}
+
+async fn publisher_closed(publisher: &Publisher) {
+    publisher.closed().await;
+}
+
+fn identity(context: &X509Context, trust_domain: &str) -> Result<Identity, IdentityError> {
+    let missing = |what| IdentityError::Missing(what, trust_domain.to_owned());
+    let domain = TrustDomain::new(trust_domain).map_err(|_| missing("trust domain"))?;
+    let svid = context
+        .svids()
+        .iter()
+        .find(|svid| *svid.spiffe_id().trust_domain() == domain)
+        .ok_or_else(|| missing("X.509-SVID"))?;
+    let bundle = context
+        .bundle_set()
+        .get(&domain)
+        .ok_or_else(|| missing("trust bundle"))?;
+    let der = |bytes: &[u8]| CertificateDer::from(bytes.to_vec());
+    Identity::from_der(
+        svid.cert_chain()
+            .iter()
+            .map(|one| der(one.as_bytes()))
+            .collect(),
+        PrivateKeyDer::from(PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec())),
+        bundle
+            .authorities()
+            .iter()
+            .map(|one| der(one.as_bytes()))
+            .collect(),
+    )
+}
