@@ -1,11 +1,14 @@
 //! The decision about one request.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::host::{HostPattern, split_authority};
+use super::host::{HostName, HostPattern, split_authority};
 use super::identity::SpiffeId;
 use super::path::{TextPattern, is_refused, normalize};
-use super::policy::{Entry, GatewayPolicy, HeaderCondition, Listener, ObjectName, Route, Rules};
+use super::policy::{
+    Entry, GatewayPolicy, HeaderCondition, ObjectName, PassthroughRoute, Route, Rules,
+};
 
 /// A request as it reached a gateway.
 #[derive(Clone, Debug)]
@@ -27,7 +30,21 @@ pub struct Request<'a> {
     pub headers: &'a [(&'a str, &'a str)],
 }
 
-/// What becomes of a request.
+/// A connection whose own TLS a gateway would pass on as it is.
+#[derive(Clone, Debug)]
+pub struct Connection<'a> {
+    pub gateway: &'a ObjectName,
+    /// Port of the gateway's pod on which it arrived.
+    pub listener: u16,
+    /// Identity that the gateway verified.
+    pub client: &'a SpiffeId,
+    /// Address of the connection.
+    pub client_ip: IpAddr,
+    /// Server name that the gateway's TLS was asked for.
+    pub sni: &'a str,
+}
+
+/// What becomes of a request or connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub allowed: bool,
@@ -89,15 +106,57 @@ impl AccessReason {
 pub fn decide_access(policy: &GatewayPolicy, request: &Request<'_>) -> Decision {
     match find_route(policy, request) {
         Ok(route) => decide_route(route, request),
-        Err(reason) => Decision {
+        Err(reason) => Decision::refused(reason),
+    }
+}
+
+/// Decides about a connection as the rendered Envoy does: by client, address and server name. An
+/// entry that asks for more (methods, paths, headers) admits no connection: nobody can see them.
+pub fn decide_connection(policy: &GatewayPolicy, connection: &Connection<'_>) -> Decision {
+    match find_passthrough(policy, connection) {
+        Ok(route) => decide_passthrough(route, connection),
+        Err(reason) => Decision::refused(reason),
+    }
+}
+
+impl Decision {
+    /// A refusal before any rule was looked at.
+    fn refused(reason: AccessReason) -> Self {
+        Self {
             allowed: false,
             service: None,
             object: None,
             entry: None,
             dry_run: None,
             reason,
-        },
+        }
     }
+}
+
+fn find_passthrough<'a>(
+    policy: &'a GatewayPolicy,
+    connection: &Connection<'_>,
+) -> Result<&'a PassthroughRoute, AccessReason> {
+    if connection.client.trust_domain() != policy.trust_domain {
+        return Err(AccessReason::TrustDomain);
+    }
+    let listener = policy
+        .gateways
+        .get(connection.gateway)
+        .and_then(|gateway| gateway.listeners.get(&connection.listener))
+        .ok_or(AccessReason::NoListener)?;
+    let host = HostName::of_request(connection.sni).map_err(|_| AccessReason::BadHost)?;
+    let found = lookup(&listener.passthrough, &host).ok_or(AccessReason::UnknownHost)?;
+    found.served.as_ref().ok_or(AccessReason::UnknownHost)
+}
+
+fn decide_passthrough(route: &PassthroughRoute, connection: &Connection<'_>) -> Decision {
+    let admits = |entry: &&Entry| {
+        !entry.needs_http()
+            && entry.clients.admits(connection.client)
+            && entry.holds_for(connection.client_ip)
+    };
+    decide_rules(&route.rules, Some(&route.service), admits)
 }
 
 fn find_route<'a>(
@@ -116,47 +175,57 @@ fn find_route<'a>(
     if is_refused(request.path) {
         return Err(AccessReason::BadPath);
     }
-    let routes = listener.lookup(&host).ok_or(AccessReason::UnknownHost)?;
+    let routes = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
     if routes.is_empty() {
         return Err(AccessReason::UnknownHost);
     }
     routes.get(&port).ok_or(AccessReason::UnknownPort)
 }
 
-impl Listener {
-    /// The most specific pattern that matches.
-    fn lookup(&self, host: &super::host::HostName) -> Option<&super::policy::HostRoutes> {
-        let exact = self.hosts.get(&HostPattern::Exact(host.clone()));
-        // Ordered most specific first.
-        exact.or_else(|| {
-            self.hosts
-                .iter()
-                .find(|(pattern, _)| pattern.matches(host))
-                .map(|(_, routes)| routes)
-        })
+/// What the most specific pattern that matches stands for.
+fn lookup<'a, T>(hosts: &'a BTreeMap<HostPattern, T>, host: &HostName) -> Option<&'a T> {
+    if let Some(exact) = hosts.get(&HostPattern::Exact(host.clone())) {
+        return Some(exact);
     }
+    // The longest parent first.
+    let mut rest = host.as_str();
+    while let Some((_, parent)) = rest.split_once('.') {
+        if let Some(found) =
+            HostName::parent(parent).and_then(|it| hosts.get(&HostPattern::Below(it)))
+        {
+            return Some(found);
+        }
+        rest = parent;
+    }
+    hosts.get(&HostPattern::Any)
 }
 
 fn decide_route(route: &Route, request: &Request<'_>) -> Decision {
-    let Rules { closed, entries } = &route.rules;
     let path = normalize(request.path);
     let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref());
-    let winner = route.rules.enforced().find(admits);
-    let reason = match (winner, closed, &route.service) {
+    decide_rules(&route.rules, route.service.as_ref(), admits)
+}
+
+fn decide_rules(
+    rules: &Rules,
+    service: Option<&ObjectName>,
+    admits: impl Fn(&&Entry) -> bool,
+) -> Decision {
+    let winner = rules.enforced().find(&admits);
+    let reason = match (winner, rules.closed, service) {
         (Some(_), ..) => AccessReason::Admitted,
         (None, true, _) => AccessReason::NotAdmitted,
         (None, false, Some(_)) => AccessReason::NoPolicy,
         (None, false, None) => AccessReason::AnyHost,
     };
     Decision {
-        allowed: winner.is_some() || !closed,
-        service: route.service.clone(),
+        allowed: winner.is_some() || !rules.closed,
+        service: service.cloned(),
         object: winner.map(|entry| entry.policy.clone()),
         entry: winner.map(|entry| entry.index),
-        dry_run: route
-            .rules
+        dry_run: rules
             .has_dry_run()
-            .then(|| entries.iter().any(|entry| admits(&entry))),
+            .then(|| rules.entries.iter().any(|entry| admits(&entry))),
         reason,
     }
 }
@@ -166,15 +235,18 @@ fn entry_admits(entry: &Entry, request: &Request<'_>, path: Option<&str>) -> boo
     entry.clients.admits(request.client)
         && (entry.methods.is_empty() || entry.methods.contains(request.method))
         && (entry.paths.is_empty() || paths())
-        && (entry.ip_blocks.is_empty()
-            || entry
-                .ip_blocks
-                .iter()
-                .any(|block| block.contains(&unmapped(request.client_ip))))
+        && entry.holds_for(request.client_ip)
         && entry
             .headers
             .iter()
             .all(|condition| header_holds(condition, request.headers))
+}
+
+impl Entry {
+    fn holds_for(&self, client: IpAddr) -> bool {
+        let client = unmapped(client);
+        self.ip_blocks.is_empty() || self.ip_blocks.iter().any(|block| block.contains(&client))
+    }
 }
 
 /// `::ffff:10.0.0.1` is 10.0.0.1.

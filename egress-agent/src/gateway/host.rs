@@ -55,6 +55,11 @@ impl HostName {
         Ok(Self(name.to_owned()))
     }
 
+    /// What follows a dot of a host name, which is one itself.
+    pub(super) fn parent(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

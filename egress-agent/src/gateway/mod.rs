@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{AccessPolicySpec, ExternalServiceSpec, VirtualGatewaySpec};
 
-pub use access::{Decision, Request, decide_access};
+pub use access::{Connection, Decision, Request, decide_access, decide_connection};
 pub use compile::compile;
 pub use envoy::{Rendered, Settings, render};
 pub use identity::SpiffeId;

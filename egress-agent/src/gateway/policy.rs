@@ -166,6 +166,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it asks for what only a request has.
+    pub fn needs_http(&self) -> bool {
+        !self.methods.is_empty() || !self.paths.is_empty() || !self.headers.is_empty()
+    }
+
     /// Name in access logs, such as `AccessPolicy/istio-egress/web#0`.
     pub fn label(&self) -> String {
         format!("AccessPolicy/{}#{}", self.policy, self.index)
@@ -227,12 +232,18 @@ impl GatewayPolicy {
 
 impl Listener {
     fn may_use(&self, client: &SpiffeId) -> bool {
-        self.hosts.values().flat_map(BTreeMap::values).any(|route| {
-            !route.rules.closed
-                || route
-                    .rules
+        let requests = self.hosts.values().flat_map(BTreeMap::values);
+        let requests = requests.map(|route| (&route.rules, false));
+        let connections = self
+            .passthrough
+            .values()
+            .filter_map(|it| it.served.as_ref());
+        let connections = connections.map(|route| (&route.rules, true));
+        requests.chain(connections).any(|(rules, blind)| {
+            !rules.closed
+                || rules
                     .enforced()
-                    .any(|entry| entry.clients.admits(client))
+                    .any(|entry| entry.clients.admits(client) && !(blind && entry.needs_http()))
         })
     }
 }

@@ -91,7 +91,11 @@ impl fmt::Debug for Gate {
 }
 
 /// Takes connections until the receiver is dropped. An error of one ends only that one.
-pub async fn accept(listener: TcpListener, gate: Gate, taken: mpsc::Sender<io::Result<Connection>>) {
+pub async fn accept(
+    listener: TcpListener,
+    gate: Gate,
+    taken: mpsc::Sender<io::Result<Connection>>,
+) {
     let doors = Arc::new(Doors {
         gate,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -193,8 +197,8 @@ impl Doors {
             (None, left)
         } else {
             let stranger = self.strangers.clone().try_acquire_owned();
-            let stranger = stranger
-                .map_err(|_| (Refusal::TooMany, format!("{} is no gateway", peer.id)))?;
+            let stranger =
+                stranger.map_err(|_| (Refusal::TooMany, format!("{} is no gateway", peer.id)))?;
             (Some(stranger), left.min(STRANGER_TIME))
         };
         Ok(Connection {
@@ -218,8 +222,7 @@ impl Doors {
         {
             return Ok(acceptor.clone());
         }
-        let config =
-            server_config(&latest, self.gate.oldest).map_err(|error| error.to_string())?;
+        let config = server_config(&latest, self.gate.oldest).map_err(|error| error.to_string())?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         *made = Some((latest, acceptor.clone()));
         Ok(acceptor)

@@ -4,6 +4,9 @@
 //! is decided by a mix of an old and a new policy.
 
 pub mod accept;
+pub mod authz;
+pub mod metrics;
 mod served;
+pub mod server;
 
 pub use served::{Caller, GatewayPod, PodAccount, Served};

@@ -91,13 +91,12 @@ impl Identity {
         if now < own.not_before {
             return Err(IdentityError::Early);
         }
-        let certified =
-            CertifiedKey::from_der(chain, key, &default_provider()).map_err(
-                |error| match error {
-                    rustls::Error::InconsistentKeys(_) => IdentityError::Mismatch,
-                    other => IdentityError::Key(other.to_string()),
-                },
-            )?;
+        let certified = CertifiedKey::from_der(chain, key, &default_provider()).map_err(
+            |error| match error {
+                rustls::Error::InconsistentKeys(_) => IdentityError::Mismatch,
+                other => IdentityError::Key(other.to_string()),
+            },
+        )?;
         let mut store = RootCertStore::empty();
         for root in roots {
             store

@@ -46,8 +46,7 @@ impl Peer {
     /// Reads a certificate in DER form. It must bear exactly one URI: with two, one of them could
     /// be read here and the other elsewhere.
     pub fn of_certificate(der: &[u8]) -> Result<Self, PeerError> {
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|_| PeerError::Unreadable)?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| PeerError::Unreadable)?;
         let names = certificate
             .subject_alternative_name()
             .map_err(|_| PeerError::Unreadable)?

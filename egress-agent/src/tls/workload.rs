@@ -80,7 +80,9 @@ fn identity(context: &X509Context, trust_domain: &str) -> Result<Identity, Ident
             .iter()
             .map(|one| der(one.as_bytes()))
             .collect(),
-        PrivateKeyDer::from(PrivatePkcs8KeyDer::from(svid.private_key().as_bytes().to_vec())),
+        PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
+            svid.private_key().as_bytes().to_vec(),
+        )),
         bundle
             .authorities()
             .iter()

@@ -1,0 +1,173 @@
+//! Numbers of the policy server.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::accept::{Refusal, Watcher};
+use super::authz::Verdict;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    gateway: String,
+    verdict: &'static str,
+    reason: &'static str,
+    /// Of the entry that admits. Objects are declared, so there are not too many.
+    object: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DryRunLabels {
+    gateway: String,
+    service: String,
+    would_be: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// Counters and gauges; clones share them.
+#[derive(Clone, Debug)]
+pub struct PolicyMetrics {
+    decisions: Family<DecisionLabels, Counter>,
+    dry_run: Family<DryRunLabels, Counter>,
+    duration: Histogram,
+    callers_refused: Family<ReasonLabels, Counter>,
+    connections: Gauge,
+    connections_refused: Family<ReasonLabels, Counter>,
+    certificate_expiry: Gauge<f64, AtomicU64>,
+}
+
+impl PolicyMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            decisions: Family::default(),
+            dry_run: Family::default(),
+            // From 2 µs to 131 ms.
+            duration: Histogram::new(exponential_buckets(0.000_002, 2.0, 17)),
+            callers_refused: Family::default(),
+            connections: Gauge::default(),
+            connections_refused: Family::default(),
+            certificate_expiry: Gauge::default(),
+        };
+        registry.register(
+            "access_decisions",
+            "Decisions about requests and connections at gateways, by what decided",
+            metrics.decisions.clone(),
+        );
+        registry.register(
+            "access_dry_run",
+            "Decisions at hosts with dry-run entries, by what they would be with them",
+            metrics.dry_run.clone(),
+        );
+        registry.register_with_unit(
+            "access_duration",
+            "Time for a decision, without the network",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "policy_callers_refused",
+            "Calls to the policy server that were not answered, by reason",
+            metrics.callers_refused.clone(),
+        );
+        registry.register(
+            "policy_connections",
+            "Connections to the policy server that stand",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "policy_connections_refused",
+            "Connections that the policy server did not take, by reason",
+            metrics.connections_refused.clone(),
+        );
+        registry.register_with_unit(
+            "policy_certificate_expiry_timestamp",
+            "When the policy server's certificate expires, since 1970; 0 without one",
+            Unit::Seconds,
+            metrics.certificate_expiry.clone(),
+        );
+        metrics
+    }
+
+    /// A question was answered.
+    pub fn decided(&self, verdict: &Verdict, took: Duration) {
+        let gateway = verdict
+            .gateway
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string);
+        let word = |allowed| if allowed { "allowed" } else { "denied" };
+        let dry_run = verdict.decision.as_ref().and_then(|it| it.dry_run);
+        if let Some(would_be) = dry_run {
+            self.dry_run
+                .get_or_create(&DryRunLabels {
+                    gateway: gateway.clone(),
+                    service: verdict.service().unwrap_or_default(),
+                    would_be: word(would_be),
+                })
+                .inc();
+        }
+        self.decisions
+            .get_or_create(&DecisionLabels {
+                gateway,
+                verdict: word(verdict.allowed()),
+                reason: verdict.cause.as_str(),
+                object: verdict.object().unwrap_or_default(),
+            })
+            .inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// A call was refused before the question was looked at.
+    pub fn caller_refused(&self, reason: &'static str) {
+        self.callers_refused
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// Seconds since the epoch.
+    pub fn set_certificate_expiry(&self, seconds: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
+        self.certificate_expiry.set(seconds as f64);
+    }
+}
+
+impl PolicyMetrics {
+    /// As the watcher of connections.
+    pub fn watcher(&self) -> Arc<dyn Watcher> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Watcher for PolicyMetrics {
+    fn taken(&self) {
+        self.connections.inc();
+    }
+
+    fn refused(&self, refusal: Refusal, detail: &str) {
+        tracing::debug!(
+            event = "connection_refused",
+            reason = refusal.as_str(),
+            detail
+        );
+        self.connections_refused
+            .get_or_create(&ReasonLabels {
+                reason: refusal.as_str(),
+            })
+            .inc();
+    }
+
+    fn closed(&self) {
+        self.connections.dec();
+    }
+}
