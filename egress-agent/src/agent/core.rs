@@ -294,6 +294,7 @@ impl Core {
         if !self.clean {
             return true;
         }
+        self.gateways.publish();
         match self.gateways.write() {
             Ok(()) => false,
             Err(error) => {

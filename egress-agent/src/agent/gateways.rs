@@ -1,13 +1,16 @@
-//! The gateways' Envoy configuration, from the same index.
+//! What the gateways are told, from the same index.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::options::Options;
-use crate::gateway::{self, GatewayPolicy, OutboundPolicy, Rendered, Writer, from_index};
+use crate::gateway::{self, OutboundPolicy, Rendered, Writer, from_index};
 use crate::index::{Index, Key};
+use crate::policy_server::{self, Served};
 
 /// What the gateways let through, and the files that tell them.
 #[derive(Debug)]
@@ -15,7 +18,9 @@ pub struct Gateways {
     trust_domain: String,
     cluster: Option<String>,
     outbound: OutboundPolicy,
-    policy: GatewayPolicy,
+    /// The latest; served once everything it rests on could be read.
+    compiled: Arc<Served>,
+    served: watch::Sender<Arc<Served>>,
     problems: BTreeSet<String>,
     /// None if no directory was given.
     output: Option<Output>,
@@ -52,7 +57,8 @@ impl Gateways {
             trust_domain: options.trust_domain.clone(),
             cluster: options.cluster_name.clone(),
             outbound: options.outbound_policy.into(),
-            policy: GatewayPolicy::default(),
+            compiled: Arc::default(),
+            served: watch::Sender::new(Arc::default()),
             problems: BTreeSet::new(),
             output,
         }
@@ -81,15 +87,46 @@ impl Gateways {
             now.insert(text);
         }
         self.problems = now;
-        self.policy = policy;
         if let Some(output) = &mut self.output {
-            output.rendered = gateway::render(&self.policy, &output.settings);
+            output.rendered = gateway::render(&policy, &output.settings);
         }
+        let mut served = Served {
+            policy,
+            gateway_pods: policy_server::gateway_pods(index, &self.trust_domain),
+            clients: policy_server::clients(index),
+            ..Served::default()
+        };
+        served.revision = revision(&served);
+        self.compiled = Arc::new(served);
+    }
+
+    /// What the policy server answers from, from now on.
+    pub fn served(&self) -> watch::Receiver<Arc<Served>> {
+        self.served.subscribe()
+    }
+
+    /// Hands the compiled state to the policy server.
+    pub fn publish(&self) {
+        self.served.send_if_modified(|served| {
+            let news = served.revision != self.compiled.revision;
+            if news {
+                tracing::info!(
+                    event = "policy_served",
+                    revision = self.compiled.revision,
+                    gateways = self.compiled.policy.gateways.len(),
+                    clients = self.compiled.clients.len()
+                );
+                *served = self.compiled.clone();
+            }
+            news
+        });
     }
 
     /// Whether some gateway may let this service account through to something.
     pub fn admits(&self, account: &Key) -> bool {
-        self.policy.admits(&account.namespace, &account.name)
+        self.compiled
+            .policy
+            .admits(&account.namespace, &account.name)
     }
 
     /// Writes the files that differ.
@@ -105,6 +142,7 @@ impl Gateways {
     }
 
     pub fn hash(&self, hash: &mut Sha256) {
+        hash.update(&self.compiled.revision);
         let rendered = self
             .output
             .iter()
@@ -116,4 +154,16 @@ impl Gateways {
             }
         }
     }
+}
+
+/// Names a state by its contents.
+fn revision(served: &Served) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!(
+        "{:?} {:?} {:?}",
+        served.policy, served.gateway_pods, served.clients
+    ));
+    let bytes = hash.finalize();
+    let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
+    format!("{:016x}", u64::from_be_bytes(*head))
 }

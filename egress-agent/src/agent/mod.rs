@@ -4,6 +4,7 @@
 mod core;
 mod gateways;
 mod options;
+mod policy;
 mod run_dir;
 
 use std::path::Path;
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
-pub use options::{LogFormat, Options, Outbound, UnknownPods};
+pub use options::{ClientBinding, LogFormat, Options, Outbound, TlsMin, UnknownPods};
 pub use run_dir::{Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
@@ -63,6 +64,7 @@ pub async fn run(options: Options) -> Result<()> {
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
+    policy::serve(&options, gateways.served(), metrics.policy(), &mut tasks)?;
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
     tasks.spawn(source.run());
 

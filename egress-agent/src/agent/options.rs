@@ -8,6 +8,8 @@ use egress_common::maps::{MODE_ENFORCE, MODE_OFF};
 use ipnet::IpNet;
 
 use crate::gateway::OutboundPolicy;
+use crate::policy_server::authz::Binding;
+use crate::tls::MinVersion;
 
 /// Sallyport's node agent: holds this node's pods to what the declared state allows.
 #[derive(Clone, Debug, Parser)]
@@ -82,6 +84,43 @@ pub struct Options {
     #[arg(long, env = "SALLYPORT_GATEWAY_UPSTREAM_CA", value_name = "FILE")]
     pub gateway_upstream_ca: Option<PathBuf>,
 
+    /// Serves gateway policy there to the egress gateways (Envoy's ext_authz and xDS), over mutual
+    /// TLS only.
+    #[arg(long, env = "SALLYPORT_POLICY_ADDRESS", value_name = "ADDR")]
+    pub policy_address: Option<SocketAddr>,
+
+    /// Directory of the policy server's tls.crt, tls.key and ca.crt; followed as they change.
+    #[arg(long, env = "SALLYPORT_POLICY_CERT_DIR", value_name = "DIR")]
+    pub policy_cert_dir: Option<PathBuf>,
+
+    /// SPIFFE Workload API that gives the policy server's certificate, such as
+    /// unix:///run/spire/agent.sock.
+    #[arg(
+        long,
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        value_name = "ADDR",
+        conflicts_with = "policy_cert_dir"
+    )]
+    pub spiffe_endpoint_socket: Option<String>,
+
+    /// Oldest TLS that the policy server speaks.
+    #[arg(
+        long,
+        env = "SALLYPORT_POLICY_TLS_MIN",
+        value_enum,
+        default_value_t = TlsMin::V1_3
+    )]
+    pub policy_tls_min: TlsMin,
+
+    /// Whether a client's certificate must be that of the pod whose address it comes from.
+    #[arg(
+        long,
+        env = "SALLYPORT_CLIENT_BINDING",
+        value_enum,
+        default_value_t = ClientBinding::Require
+    )]
+    pub client_binding: ClientBinding,
+
     /// SPIFFE trust domain of the pods' identities.
     #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -135,6 +174,43 @@ impl From<Outbound> for OutboundPolicy {
         match outbound {
             Outbound::RegistryOnly => Self::RegistryOnly,
             Outbound::AllowAny => Self::AllowAny,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TlsMin {
+    #[value(name = "1.2")]
+    V1_2,
+    #[value(name = "1.3")]
+    V1_3,
+}
+
+impl From<TlsMin> for MinVersion {
+    fn from(oldest: TlsMin) -> Self {
+        match oldest {
+            TlsMin::V1_2 => Self::Tls12,
+            TlsMin::V1_3 => Self::Tls13,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClientBinding {
+    /// It must: a stolen certificate is of no use from another pod.
+    Require,
+    /// Addresses of no known pod are let through; those of another account's pod are not.
+    Prefer,
+    /// The certificate alone counts.
+    Off,
+}
+
+impl From<ClientBinding> for Binding {
+    fn from(binding: ClientBinding) -> Self {
+        match binding {
+            ClientBinding::Require => Self::Require,
+            ClientBinding::Prefer => Self::Prefer,
+            ClientBinding::Off => Self::Off,
         }
     }
 }

@@ -5,8 +5,10 @@
 
 pub mod accept;
 pub mod authz;
+mod from_index;
 pub mod metrics;
 mod served;
 pub mod server;
 
+pub use from_index::{clients, gateway_pods};
 pub use served::{Caller, GatewayPod, PodAccount, Served};

@@ -41,7 +41,7 @@ pub struct ServerError {
 }
 
 /// What the server needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub served: watch::Receiver<Arc<Served>>,
     pub identities: Identities,

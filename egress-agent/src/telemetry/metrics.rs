@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::kernel_metrics::KernelMetrics;
 use crate::datapath::pinned::Pinned;
+use crate::policy_server::metrics::PolicyMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PodsLabels {
@@ -44,6 +45,7 @@ pub struct Metrics {
     objects_refused: Gauge,
     source_errors: Counter,
     last_sync: Gauge,
+    policy: PolicyMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -109,6 +111,7 @@ impl Metrics {
             Unit::Seconds,
             last_sync.clone(),
         );
+        let policy = PolicyMetrics::register(&mut registry);
         if let Some(pinned) = pinned {
             registry.register_collector(Box::new(KernelMetrics::new(pinned)));
         }
@@ -123,7 +126,13 @@ impl Metrics {
             objects_refused,
             source_errors,
             last_sync,
+            policy,
         })
+    }
+
+    /// Those of the policy server.
+    pub fn policy(&self) -> &PolicyMetrics {
+        &self.policy
     }
 
     /// An event was read; `verdict` as in [`super::FlowEvent`].
