@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
-    /// gateways' files in step with both.
+    /// gateways in step with both.
     pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
         let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
         if let Some(snapshot) = snapshot {
@@ -129,11 +129,11 @@ impl Core {
         let failures = report.failures.len() + report.refused.len();
         self.metrics
             .reconciled(start.elapsed(), report.writes, failures as u64);
-        let gateways_failed = self.write_gateways();
+        let gateways_held_back = self.serve_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
         let errors = report.errors();
-        let synced = report.in_sync() && !gateways_failed;
+        let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
         let desired = &self.compiled.desired;
         let status = status(desired, &self.sightings, &self.observed, &errors);
@@ -288,20 +288,13 @@ impl Core {
         Ok(report)
     }
 
-    /// Whether it failed.
-    fn write_gateways(&mut self) -> bool {
-        // A policy that can't be read would leave its host open: better no gateway than that.
-        if !self.clean {
-            return true;
+    /// Hands the gateways their policy; whether it was held back. A policy that can't be read would
+    /// leave its host open: better no gateway than that.
+    fn serve_gateways(&self) -> bool {
+        if self.clean {
+            self.gateways.publish();
         }
-        self.gateways.publish();
-        match self.gateways.write() {
-            Ok(()) => false,
-            Err(error) => {
-                tracing::error!(event = "gateway_write_failed", %error);
-                true
-            }
-        }
+        !self.clean
     }
 
     /// Says each failure once, for as long as it lasts.
@@ -376,7 +369,7 @@ impl Core {
         self.compiled.desired.pods.keys().any(unseen) || self.status.uncovered().next().is_some()
     }
 
-    /// Names what was brought about: the desired state and the gateways' files.
+    /// Names what was brought about: the desired state and the gateways' policy.
     fn revision(&self) -> String {
         let mut hash = Sha256::new();
         let DesiredState { pods, policies } = &self.compiled.desired;

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::Result;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::options::Options;
-use crate::gateway::{self, OutboundPolicy, Rendered, Writer, from_index};
+use crate::gateway::{self, OutboundPolicy, from_index};
 use crate::index::{Index, Key};
 use crate::policy_server::{self, Served};
 
@@ -22,34 +21,22 @@ pub struct Gateways {
     compiled: Arc<Served>,
     served: watch::Sender<Arc<Served>>,
     problems: BTreeSet<String>,
-    /// None if no directory was given.
-    output: Option<Output>,
-}
-
-#[derive(Debug)]
-struct Output {
-    settings: gateway::Settings,
-    writer: Writer,
-    rendered: Rendered,
+    /// None if gateways get no configuration from here.
+    rendering: Option<gateway::Settings>,
 }
 
 impl Gateways {
     pub fn new(options: &Options) -> Self {
-        // The command line takes all three or none.
-        let directories = (
-            options.gateway_config_dir.clone(),
+        // The command line takes both or none.
+        let files = (
             options.gateway_cert_dir.clone(),
             options.gateway_upstream_ca.clone(),
         );
-        let output = match directories {
-            (Some(config_dir), Some(cert_dir), Some(upstream_ca)) => Some(Output {
-                writer: Writer::new(config_dir.clone()),
-                settings: gateway::Settings {
-                    cert_dir,
-                    upstream_ca,
-                    config_dir,
-                },
-                rendered: Rendered::default(),
+        let rendering = match files {
+            (Some(cert_dir), Some(upstream_ca)) => Some(gateway::Settings {
+                cert_dir,
+                upstream_ca,
+                authorization: options.gateway_authz.into(),
             }),
             _ => None,
         };
@@ -60,7 +47,7 @@ impl Gateways {
             compiled: Arc::default(),
             served: watch::Sender::new(Arc::default()),
             problems: BTreeSet::new(),
-            output,
+            rendering,
         }
     }
 
@@ -87,10 +74,13 @@ impl Gateways {
             now.insert(text);
         }
         self.problems = now;
-        if let Some(output) = &mut self.output {
-            output.rendered = gateway::render(&policy, &output.settings);
-        }
+        let resources = self
+            .rendering
+            .as_ref()
+            .map(|settings| gateway::render(&policy, settings))
+            .unwrap_or_default();
         let mut served = Served {
+            resources,
             policy,
             gateway_pods: policy_server::gateway_pods(index, &self.trust_domain),
             clients: policy_server::clients(index),
@@ -129,30 +119,8 @@ impl Gateways {
             .admits(&account.namespace, &account.name)
     }
 
-    /// Writes the files that differ.
-    pub fn write(&self) -> Result<()> {
-        let Some(output) = &self.output else {
-            return Ok(());
-        };
-        let written = output.writer.write(&output.rendered)?;
-        for path in written {
-            tracing::info!(event = "gateway_written", path = %path.display());
-        }
-        Ok(())
-    }
-
     pub fn hash(&self, hash: &mut Sha256) {
         hash.update(&self.compiled.revision);
-        let rendered = self
-            .output
-            .iter()
-            .flat_map(|output| &output.rendered.gateways);
-        for (name, files) in rendered {
-            hash.update(name);
-            for file in files {
-                hash.update(&file.content);
-            }
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
-pub use options::{ClientBinding, LogFormat, Options, Outbound, TlsMin, UnknownPods};
+pub use options::{ClientBinding, GatewayAuthz, LogFormat, Options, Outbound, TlsMin, UnknownPods};
 pub use run_dir::{Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;

@@ -8,6 +8,7 @@ use egress_common::maps::{MODE_ENFORCE, MODE_OFF};
 use ipnet::IpNet;
 
 use crate::gateway::OutboundPolicy;
+use crate::gateway::envoy::Authorization;
 use crate::policy_server::authz::Binding;
 use crate::tls::MinVersion;
 
@@ -66,23 +67,33 @@ pub struct Options {
     #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
     pub cluster_name: Option<String>,
 
-    /// Directory that the gateways' Envoy configuration is written to.
+    /// Directory of tls.crt, tls.key and ca.crt, by the path that Envoy sees.
+    /// With it gateways' Envoys get their whole configuration from the policy server (xDS).
     #[arg(
         long,
-        env = "SALLYPORT_GATEWAY_CONFIG_DIR",
+        env = "SALLYPORT_GATEWAY_CERT_DIR",
         value_name = "DIR",
-        requires = "gateway_cert_dir",
         requires = "gateway_upstream_ca"
     )]
-    pub gateway_config_dir: Option<PathBuf>,
-
-    /// Directory of tls.crt, tls.key and ca.crt, by the path that Envoy sees.
-    #[arg(long, env = "SALLYPORT_GATEWAY_CERT_DIR", value_name = "DIR")]
     pub gateway_cert_dir: Option<PathBuf>,
 
     /// Authorities that outside servers are checked by (PEM), by the path that Envoy sees.
-    #[arg(long, env = "SALLYPORT_GATEWAY_UPSTREAM_CA", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "SALLYPORT_GATEWAY_UPSTREAM_CA",
+        value_name = "FILE",
+        requires = "gateway_cert_dir"
+    )]
     pub gateway_upstream_ca: Option<PathBuf>,
+
+    /// What decides at gateways that get their configuration from the policy server.
+    #[arg(
+        long,
+        env = "SALLYPORT_GATEWAY_AUTHZ",
+        value_enum,
+        default_value_t = GatewayAuthz::Rbac
+    )]
+    pub gateway_authz: GatewayAuthz,
 
     /// Serves gateway policy there to the egress gateways (Envoy's ext_authz and xDS), over mutual
     /// TLS only.
@@ -174,6 +185,23 @@ impl From<Outbound> for OutboundPolicy {
         match outbound {
             Outbound::RegistryOnly => Self::RegistryOnly,
             Outbound::AllowAny => Self::AllowAny,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GatewayAuthz {
+    /// Envoy's own RBAC, as configured: no call for a request.
+    Rbac,
+    /// The policy server, asked about each request.
+    ExtAuthz,
+}
+
+impl From<GatewayAuthz> for Authorization {
+    fn from(authz: GatewayAuthz) -> Self {
+        match authz {
+            GatewayAuthz::Rbac => Self::Rbac,
+            GatewayAuthz::ExtAuthz => Self::ExtAuthz,
         }
     }
 }

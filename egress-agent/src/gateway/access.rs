@@ -146,7 +146,12 @@ fn find_passthrough<'a>(
         .and_then(|gateway| gateway.listeners.get(&connection.listener))
         .ok_or(AccessReason::NoListener)?;
     let host = HostName::of_request(connection.sni).map_err(|_| AccessReason::BadHost)?;
-    let found = lookup(&listener.passthrough, &host).ok_or(AccessReason::UnknownHost)?;
+    let (pattern, found) = lookup(&listener.passthrough, &host).ok_or(AccessReason::UnknownHost)?;
+    // Of a host that is served for requests the gateway expects requests.
+    let requests = lookup(&listener.hosts, &host);
+    if requests.is_some_and(|(other, _)| other <= pattern) {
+        return Err(AccessReason::UnknownHost);
+    }
     found.served.as_ref().ok_or(AccessReason::UnknownHost)
 }
 
@@ -175,29 +180,31 @@ fn find_route<'a>(
     if is_refused(request.path) {
         return Err(AccessReason::BadPath);
     }
-    let routes = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
+    let (_, routes) = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
     if routes.is_empty() {
         return Err(AccessReason::UnknownHost);
     }
     routes.get(&port).ok_or(AccessReason::UnknownPort)
 }
 
-/// What the most specific pattern that matches stands for.
-fn lookup<'a, T>(hosts: &'a BTreeMap<HostPattern, T>, host: &HostName) -> Option<&'a T> {
-    if let Some(exact) = hosts.get(&HostPattern::Exact(host.clone())) {
+/// The most specific pattern that matches, and what it stands for.
+fn lookup<'a, T>(
+    hosts: &'a BTreeMap<HostPattern, T>,
+    host: &HostName,
+) -> Option<(&'a HostPattern, &'a T)> {
+    if let Some(exact) = hosts.get_key_value(&HostPattern::Exact(host.clone())) {
         return Some(exact);
     }
     // The longest parent first.
     let mut rest = host.as_str();
     while let Some((_, parent)) = rest.split_once('.') {
-        if let Some(found) =
-            HostName::parent(parent).and_then(|it| hosts.get(&HostPattern::Below(it)))
-        {
+        let below = HostName::parent(parent).map(HostPattern::Below);
+        if let Some(found) = below.and_then(|below| hosts.get_key_value(&below)) {
             return Some(found);
         }
         rest = parent;
     }
-    hosts.get(&HostPattern::Any)
+    hosts.get_key_value(&HostPattern::Any)
 }
 
 fn decide_route(route: &Route, request: &Request<'_>) -> Decision {

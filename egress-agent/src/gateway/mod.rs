@@ -1,8 +1,7 @@
 //! Egress gateways: who may reach which outside host, and the Envoy that enforces it.
 //!
 //! `compile` makes a [`GatewayPolicy`] from objects; `access` decides a request by it, `envoy`
-//! renders it as Envoy configuration, and both give the same answers. `write` puts that where
-//! Envoy watches. All but `write` is pure.
+//! renders it as Envoy configuration, and both give the same answers. All of it is pure.
 
 pub mod access;
 pub mod compile;
@@ -17,7 +16,6 @@ mod rules;
 mod services;
 #[cfg(test)]
 mod tests;
-pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,11 +23,10 @@ use crate::api::{AccessPolicySpec, ExternalServiceSpec, VirtualGatewaySpec};
 
 pub use access::{Connection, Decision, Request, decide_access, decide_connection};
 pub use compile::compile;
-pub use envoy::{Rendered, Settings, render};
+pub use envoy::{Settings, render};
 pub use identity::SpiffeId;
 pub use path::TextPattern;
 pub use policy::{Effect, GatewayPolicy, ObjectName, OutboundPolicy, Problem};
-pub use write::Writer;
 
 /// All that gateway policy is made from.
 #[derive(Clone, Debug, Default)]

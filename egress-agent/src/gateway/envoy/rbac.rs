@@ -1,159 +1,247 @@
-//! Rules as Envoy's RBAC filter has them. Its refusal is 403, `text/plain`, `RBAC: access denied`.
+//! Rules as Envoy's RBAC filters have them. The HTTP filter's refusal is 403, `text/plain`,
+//! `RBAC: access denied`; the network filter's is a closed connection.
 
-use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
-use super::type_url;
+use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
+use envoy_types::pb::envoy::config::rbac::v3::principal::{Authenticated, Identifier};
+use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
+use envoy_types::pb::envoy::config::rbac::v3::{
+    Permission, Policy, Principal, Rbac, permission, principal,
+};
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as http;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network;
+use envoy_types::pb::google::protobuf::Any;
+use ipnet::IpNet;
+
+use super::pb::{any, core, exact, matcher, number, prefix, regex, string};
 use crate::gateway::identity::{ID_REGEX, id_prefix};
 use crate::gateway::path::TextPattern;
 use crate::gateway::policy::{Clients, Entry, HeaderCondition, Rules};
+use matcher::path_matcher;
+use matcher::string_matcher::MatchPattern;
 
 pub(super) const FILTER: &str = "envoy.filters.http.rbac";
+pub(super) const NETWORK_FILTER: &str = "envoy.filters.network.rbac";
 
 /// The filter itself admits nothing; each route says what it admits. So a host without a route is
 /// refused as well, before the router could answer 404.
-pub(super) fn deny_all() -> Value {
-    json!({
-        "@type": type_url("envoy.extensions.filters.http.rbac.v3.RBAC"),
-        "rules": { "action": "ALLOW", "policies": {} },
+pub(super) fn deny_all() -> Any {
+    any(http::Rbac {
+        rules: Some(allow(HashMap::new())),
+        ..http::Rbac::default()
     })
 }
 
 /// A route's own rules.
-pub(super) fn per_route(trust_domain: &str, rules: &Rules) -> Value {
-    let mut enforced = policies(trust_domain, rules.enforced());
-    if !rules.closed {
-        enforced.insert(
-            "authenticated".to_owned(),
-            json!({ "permissions": [{ "any": true }], "principals": [every(trust_domain)] }),
-        );
-    }
-    let mut rbac = json!({ "rules": { "action": "ALLOW", "policies": enforced } });
-    if rules.has_dry_run() {
-        let all = policies(trust_domain, rules.entries.iter());
-        rbac["shadow_rules"] = json!({ "action": "ALLOW", "policies": all });
-    }
-    json!({
-        "@type": type_url("envoy.extensions.filters.http.rbac.v3.RBACPerRoute"),
-        "rbac": rbac,
+pub(super) fn per_route(trust_domain: &str, rules: &Rules) -> Any {
+    let (enforced, shadow) = enforced_and_shadow(trust_domain, rules, false);
+    any(http::RbacPerRoute {
+        rbac: Some(http::Rbac {
+            rules: Some(enforced),
+            shadow_rules: shadow,
+            ..http::Rbac::default()
+        }),
     })
+}
+
+/// A route where somebody else decides.
+pub(super) fn per_route_open() -> Any {
+    any(http::RbacPerRoute { rbac: None })
+}
+
+/// The rules of a connection: entries that ask for what only a request has admit none.
+pub(super) fn of_connection(trust_domain: &str, rules: &Rules, stat_prefix: &str) -> Any {
+    let (enforced, shadow) = enforced_and_shadow(trust_domain, rules, true);
+    any(network::Rbac {
+        rules: Some(enforced),
+        shadow_rules: shadow,
+        stat_prefix: stat_prefix.to_owned(),
+        ..network::Rbac::default()
+    })
+}
+
+fn enforced_and_shadow(
+    trust_domain: &str,
+    rules: &Rules,
+    connection: bool,
+) -> (Rbac, Option<Rbac>) {
+    let seen = |entry: &&Entry| !(connection && entry.needs_http());
+    let mut enforced = policies(trust_domain, rules.enforced().filter(seen));
+    if !rules.closed {
+        let authenticated = Policy {
+            permissions: vec![permission(Rule::Any(true))],
+            principals: vec![every(trust_domain)],
+            ..Policy::default()
+        };
+        enforced.insert("authenticated".to_owned(), authenticated);
+    }
+    let shadow = rules
+        .has_dry_run()
+        .then(|| allow(policies(trust_domain, rules.entries.iter().filter(seen))));
+    (allow(enforced), shadow)
+}
+
+fn allow(policies: HashMap<String, Policy>) -> Rbac {
+    Rbac {
+        action: Action::Allow.into(),
+        policies,
+        audit_logging_options: None,
+    }
 }
 
 fn policies<'a>(
     trust_domain: &str,
     entries: impl Iterator<Item = &'a Entry>,
-) -> Map<String, Value> {
+) -> HashMap<String, Policy> {
     entries
         .filter_map(|entry| Some((entry.label(), policy(trust_domain, entry)?)))
         .collect()
 }
 
 /// None for an entry that admits nobody: Envoy takes no policy without principals.
-fn policy(trust_domain: &str, entry: &Entry) -> Option<Value> {
+fn policy(trust_domain: &str, entry: &Entry) -> Option<Policy> {
     let clients = match &entry.clients {
         Clients::Every => every(trust_domain),
         Clients::These(ids) if ids.is_empty() => return None,
-        Clients::These(ids) => any_of(
-            "or_ids",
-            "ids",
-            ids.iter()
-                .map(|id| principal(&json!({ "exact": id.to_string() })))
-                .collect(),
-        ),
+        Clients::These(ids) => any_id(ids.iter().map(|id| named(exact(&id.to_string()))).collect()),
     };
     let mut principals = vec![clients];
     if !entry.ip_blocks.is_empty() {
-        let blocks = entry.ip_blocks.iter().map(|block| {
-            // The connection's peer, whatever a header says.
-            json!({ "direct_remote_ip": {
-                "address_prefix": block.network().to_string(),
-                "prefix_len": block.prefix_len(),
-            } })
-        });
-        principals.push(any_of("or_ids", "ids", blocks.collect()));
+        principals.push(any_id(entry.ip_blocks.iter().map(address).collect()));
     }
     let mut conditions = Vec::new();
     if !entry.methods.is_empty() {
         let methods = entry
             .methods
             .iter()
-            .map(|method| header(":method", &json!({ "exact": method })));
-        conditions.push(any_of("or_rules", "rules", methods.collect()));
+            .map(|method| header(":method", exact(method)));
+        conditions.push(any_rule(methods.collect()));
     }
     if !entry.paths.is_empty() {
-        let paths = entry.paths.iter().map(path);
-        conditions.push(any_of("or_rules", "rules", paths.collect()));
+        conditions.push(any_rule(entry.paths.iter().map(path).collect()));
         // `%2e%2e;` survives Envoy's normalisation as `..;`, which servers that ignore parameters
         // take for a dot segment.
-        let hidden = json!({ "safe_regex": { "regex": r".*/\.\.?;.*" } });
-        conditions.push(json!({ "not_rule": { "url_path": { "path": hidden } } }));
+        conditions.push(not(url_path(regex(r".*/\.\.?;.*"))));
     }
     conditions.extend(entry.headers.iter().flat_map(header_conditions));
     if conditions.is_empty() {
-        conditions.push(json!({ "any": true }));
+        conditions.push(permission(Rule::Any(true)));
     }
-    Some(json!({
-        "permissions": [{ "and_rules": { "rules": conditions } }],
-        "principals": [{ "and_ids": { "ids": principals } }],
+    Some(Policy {
+        permissions: vec![permission(Rule::AndRules(permission::Set {
+            rules: conditions,
+        }))],
+        principals: vec![principal(Identifier::AndIds(principal::Set {
+            ids: principals,
+        }))],
+        ..Policy::default()
+    })
+}
+
+fn permission(rule: Rule) -> Permission {
+    Permission { rule: Some(rule) }
+}
+
+fn principal(identifier: Identifier) -> Principal {
+    Principal {
+        identifier: Some(identifier),
+    }
+}
+
+fn any_rule(mut rules: Vec<Permission>) -> Permission {
+    if rules.len() == 1 {
+        return rules.remove(0);
+    }
+    permission(Rule::OrRules(permission::Set { rules }))
+}
+
+fn any_id(mut ids: Vec<Principal>) -> Principal {
+    if ids.len() == 1 {
+        return ids.remove(0);
+    }
+    principal(Identifier::OrIds(principal::Set { ids }))
+}
+
+fn not(rule: Permission) -> Permission {
+    permission(Rule::NotRule(Box::new(rule)))
+}
+
+fn every(trust_domain: &str) -> Principal {
+    let form = named(regex(ID_REGEX));
+    let domain = named(prefix(&id_prefix(trust_domain)));
+    principal(Identifier::AndIds(principal::Set {
+        ids: vec![domain, form],
     }))
 }
 
-fn any_of(kind: &str, list: &str, mut values: Vec<Value>) -> Value {
-    if values.len() == 1 {
-        return values.remove(0);
-    }
-    json!({ kind: { list: values } })
+fn named(name: matcher::StringMatcher) -> Principal {
+    principal(Identifier::Authenticated(Authenticated {
+        principal_name: Some(name),
+    }))
 }
 
-fn every(trust_domain: &str) -> Value {
-    let form = principal(&json!({ "safe_regex": { "regex": ID_REGEX } }));
-    let domain = principal(&json!({ "prefix": id_prefix(trust_domain) }));
-    json!({ "and_ids": { "ids": [domain, form] } })
-}
-
-fn principal(matcher: &Value) -> Value {
-    json!({ "authenticated": { "principal_name": matcher } })
+/// The connection's peer, whatever a header says.
+fn address(block: &IpNet) -> Principal {
+    principal(Identifier::DirectRemoteIp(core::CidrRange {
+        address_prefix: block.network().to_string(),
+        prefix_len: number(block.prefix_len().into()),
+    }))
 }
 
 /// Without query; the HTTP connection manager has normalised it.
-fn path(pattern: &TextPattern) -> Value {
-    let matcher = match pattern {
+fn path(pattern: &TextPattern) -> Permission {
+    url_path(match pattern {
         // Only what can be a path at all: `allowedPaths: ["*"]` holds for no other target.
-        TextPattern::Any => json!({ "prefix": "/" }),
+        TextPattern::Any => prefix("/"),
         other => text(other),
-    };
-    json!({ "url_path": { "path": matcher } })
+    })
 }
 
-fn text(pattern: &TextPattern) -> Value {
+fn url_path(path: matcher::StringMatcher) -> Permission {
+    permission(Rule::UrlPath(matcher::PathMatcher {
+        rule: Some(path_matcher::Rule::Path(path)),
+    }))
+}
+
+fn text(pattern: &TextPattern) -> matcher::StringMatcher {
     match pattern {
-        TextPattern::Exact(text) => json!({ "exact": text }),
-        TextPattern::Prefix(text) => json!({ "prefix": text }),
-        TextPattern::Suffix(text) => json!({ "suffix": text }),
+        TextPattern::Exact(text) => exact(text),
+        TextPattern::Prefix(text) => prefix(text),
+        TextPattern::Suffix(text) => string(MatchPattern::Suffix(text.clone())),
         // `.` does not match a line break, which no header value holds.
-        TextPattern::Any => json!({ "safe_regex": { "regex": ".*" } }),
+        TextPattern::Any => regex(".*"),
     }
 }
 
-fn header(name: &str, matcher: &Value) -> Value {
-    json!({ "header": { "name": name, "string_match": matcher } })
+fn header(name: &str, value: matcher::StringMatcher) -> Permission {
+    matched(name, HeaderMatchSpecifier::StringMatch(value))
 }
 
-fn header_conditions(condition: &HeaderCondition) -> Vec<Value> {
-    let any = |patterns: &[TextPattern]| {
+fn matched(name: &str, specifier: HeaderMatchSpecifier) -> Permission {
+    permission(Rule::Header(HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(specifier),
+        ..HeaderMatcher::default()
+    }))
+}
+
+fn header_conditions(condition: &HeaderCondition) -> Vec<Permission> {
+    let any_of = |patterns: &[TextPattern]| {
         let matchers = patterns.iter().map(|pattern| match pattern {
-            TextPattern::Any => {
-                json!({ "header": { "name": condition.name, "present_match": true } })
-            }
-            other => header(&condition.name, &text(other)),
+            TextPattern::Any => matched(&condition.name, HeaderMatchSpecifier::PresentMatch(true)),
+            other => header(&condition.name, text(other)),
         });
-        any_of("or_rules", "rules", matchers.collect())
+        any_rule(matchers.collect())
     };
     let mut out = Vec::new();
     if !condition.values.is_empty() {
-        out.push(any(&condition.values));
+        out.push(any_of(&condition.values));
     }
     if !condition.not_values.is_empty() {
-        out.push(json!({ "not_rule": any(&condition.not_values) }));
+        out.push(not(any_of(&condition.not_values)));
     }
     out
 }

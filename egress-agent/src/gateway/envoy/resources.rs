@@ -1,20 +1,126 @@
 //! What one Envoy is configured by, ready to be served.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
+use sha2::{Digest, Sha256};
+
+/// Type URLs of what is served.
+pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
+/// All of them, in the order in which an addition takes effect without a gap.
+pub const TYPES: [&str; 4] = [SECRETS, CLUSTERS, LISTENERS, ROUTES];
 
 /// Configuration of one gateway's Envoy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resources {
-    /// By type URL (`type.googleapis.com/envoy.config.cluster.v3.Cluster`), then by name.
+    /// By type URL, then by name.
     pub by_type: BTreeMap<&'static str, BTreeMap<String, Resource>>,
 }
 
 /// One resource.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
-    /// Hash of `body`: 16 hexadecimal digits.
+    /// Names what the resource was made from: 16 hexadecimal digits. The message itself won't do:
+    /// Envoy's maps are encoded in no certain order.
     pub version: String,
     pub body: Any,
+}
+
+/// A message that is served by name.
+pub trait Served: Message + Name {
+    const TYPE: &'static str;
+    fn name(&self) -> &str;
+}
+
+impl Served for Cluster {
+    const TYPE: &'static str = CLUSTERS;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Served for Listener {
+    const TYPE: &'static str = LISTENERS;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Served for RouteConfiguration {
+    const TYPE: &'static str = ROUTES;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Served for Secret {
+    const TYPE: &'static str = SECRETS;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Resources {
+    /// Adds a message, made from `source` and nothing else that changes while a release runs.
+    pub fn add<M: Served>(&mut self, message: M, source: &impl Debug) {
+        let name = message.name().to_owned();
+        let digest = Sha256::digest(format!(
+            "{} {} {name} {source:?}",
+            env!("CARGO_PKG_VERSION"),
+            M::TYPE
+        ));
+        let head = digest.first_chunk().expect("SHA-256 has 32 bytes");
+        let resource = Resource {
+            version: format!("{:016x}", u64::from_be_bytes(*head)),
+            body: envoy_types::util::pack_any(message),
+        };
+        self.by_type
+            .entry(M::TYPE)
+            .or_default()
+            .insert(name, resource);
+    }
+
+    /// The resources of a type, by name.
+    pub fn of(&self, type_url: &str) -> impl Iterator<Item = (&String, &Resource)> {
+        self.by_type.get(type_url).into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn type_urls_are_those_of_the_messages() {
+        assert_eq!(CLUSTERS, Cluster::type_url());
+        assert_eq!(LISTENERS, Listener::type_url());
+        assert_eq!(ROUTES, RouteConfiguration::type_url());
+        assert_eq!(SECRETS, Secret::type_url());
+    }
+
+    #[test]
+    fn the_version_names_the_source() {
+        let version = |source: &str| {
+            let mut resources = Resources::default();
+            let cluster = Cluster {
+                name: "a".to_owned(),
+                ..Cluster::default()
+            };
+            resources.add(cluster, &source);
+            let (_, resource) = resources.of(CLUSTERS).next().expect("it was added");
+            resource.version.clone()
+        };
+        assert_eq!(version("x"), version("x"));
+        assert_ne!(version("x"), version("y"));
+    }
 }

@@ -1,76 +1,116 @@
 //! Routes: from host and client port to a cluster, each with its rules.
 
-use serde_json::{Value, json};
+use std::collections::HashMap;
 
-use super::{cluster, rbac, routes_name, type_url};
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier,
+};
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{
+    HeaderMatcher, Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+};
+
+use super::pb::{regex, seconds};
+use super::{Authorization, cluster, forward, rbac, routes_name};
 use crate::gateway::host::HostName;
 use crate::gateway::policy::{Listener, Route, Upstream};
 
+/// What tells the outside about the mesh.
+const REMOVED: [&str; 11] = [
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-envoy-internal",
+    "x-envoy-external-address",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-attempt-count",
+    "x-envoy-original-path",
+    "x-envoy-original-host",
+    "x-envoy-peer-metadata",
+    "x-envoy-peer-metadata-id",
+    "x-envoy-decorator-operation",
+];
+
 /// The route configuration of one port.
-pub(super) fn configuration(trust_domain: &str, port: u16, listener: &Listener) -> Value {
+pub(super) fn configuration(
+    trust_domain: &str,
+    port: u16,
+    listener: &Listener,
+    authorization: Authorization,
+) -> RouteConfiguration {
     let hosts = listener.hosts.iter().map(|(pattern, routes)| {
-        let routes: Vec<Value> = routes
+        let routes = routes
             .iter()
-            .map(|(&client_port, served)| route(trust_domain, client_port, served))
-            .collect();
+            .map(|(&client_port, served)| route(trust_domain, client_port, served, authorization));
         // Hosts that are named but not served have a virtual host too: a wildcard is no way
         // around them.
-        json!({ "name": pattern.to_string(), "domains": [pattern.to_string()], "routes": routes })
+        VirtualHost {
+            name: pattern.to_string(),
+            domains: vec![pattern.to_string()],
+            routes: routes.collect(),
+            ..VirtualHost::default()
+        }
     });
-    json!({
-        "@type": type_url("envoy.config.route.v3.RouteConfiguration"),
-        "name": routes_name(port),
-        "virtual_hosts": hosts.collect::<Vec<_>>(),
+    RouteConfiguration {
+        name: routes_name(port),
+        virtual_hosts: hosts.collect(),
         // The port is matched with the whole authority, below.
-        "ignore_port_in_host_matching": true,
-        // What tells the outside about the mesh.
-        "request_headers_to_remove": [
-            "x-forwarded-for",
-            "x-forwarded-proto",
-            "x-envoy-internal",
-            "x-envoy-external-address",
-            "x-envoy-expected-rq-timeout-ms",
-            "x-envoy-attempt-count",
-            "x-envoy-original-path",
-            "x-envoy-original-host",
-            "x-envoy-peer-metadata",
-            "x-envoy-peer-metadata-id",
-            "x-envoy-decorator-operation",
-        ],
-    })
+        ignore_port_in_host_matching: true,
+        request_headers_to_remove: REMOVED.map(str::to_owned).to_vec(),
+        ..RouteConfiguration::default()
+    }
 }
 
-fn route(trust_domain: &str, client_port: u16, route: &Route) -> Value {
+fn route(
+    trust_domain: &str,
+    client_port: u16,
+    route: &Route,
+    authorization: Authorization,
+) -> EnvoyRoute {
     let name = match &route.service {
         Some(service) => format!("ExternalService/{service}:{}", route.upstream.port),
         None => "ALLOW_ANY".to_owned(),
     };
-    let mut action = json!({
-        "cluster": cluster::name(&route.upstream),
+    let host = route.upstream.host.as_ref();
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(&route.upstream))),
         // Downloads and streams are as long as they are; the idle timeout ends the dead ones.
-        "timeout": "0s",
-        "idle_timeout": "300s",
-    });
-    if let Some(host) = &route.upstream.host {
-        action["host_rewrite_literal"] = json!(authority(host, &route.upstream));
+        timeout: seconds(0),
+        idle_timeout: seconds(300),
+        host_rewrite_specifier: host
+            .map(|host| HostRewriteSpecifier::HostRewriteLiteral(authority(host, &route.upstream))),
+        ..RouteAction::default()
+    };
+    let rules = match authorization {
+        Authorization::Rbac => rbac::per_route(trust_domain, &route.rules),
+        Authorization::ExtAuthz => rbac::per_route_open(),
+    };
+    let mut filters = HashMap::from([(rbac::FILTER.to_owned(), rules)]);
+    if host.is_none() {
+        filters.insert(
+            forward::UPSTREAM_FILTER.to_owned(),
+            forward::dynamic_upstream(route.upstream.port),
+        );
     }
-    let mut rendered = json!({
-        "name": name,
-        "match": {
-            "prefix": "/",
-            "headers": [{
-                "name": ":authority",
-                "string_match": { "safe_regex": { "regex": authority_regex(client_port) } },
-            }],
-        },
-        "route": action,
-        "typed_per_filter_config": { rbac::FILTER: rbac::per_route(trust_domain, &route.rules) },
-    });
-    if route.upstream.host.is_none() {
-        rendered["typed_per_filter_config"][cluster::UPSTREAM_FILTER] =
-            cluster::dynamic_upstream(route.upstream.port);
+    let authority = HeaderMatcher {
+        name: ":authority".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(regex(&authority_regex(
+            client_port,
+        )))),
+        ..HeaderMatcher::default()
+    };
+    EnvoyRoute {
+        name,
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            headers: vec![authority],
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::Route(action)),
+        typed_per_filter_config: filters,
+        ..EnvoyRoute::default()
     }
-    rendered
 }
 
 /// What the server is asked for: with its port where that is not the scheme's own.
