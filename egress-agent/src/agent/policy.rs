@@ -14,6 +14,7 @@ use super::options::Options;
 use crate::policy_server::Served;
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::server::{self, PolicyServer};
+use crate::policy_server::xds::XdsStatus;
 use crate::tls::{Identities, Source};
 
 /// Wait before a server that has ended, or could not listen, is started again.
@@ -53,6 +54,7 @@ pub fn serve(
         trust_domain: options.trust_domain.clone(),
         binding: options.client_binding.into(),
         metrics: metrics.clone(),
+        status: XdsStatus::default(),
     };
     tasks.spawn(keep_serving(address, options));
     Ok(())

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::accept::{Refusal, Watcher};
 use super::authz::Verdict;
+use crate::gateway::ObjectName;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -35,6 +36,12 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RejectedLabels {
+    gateway: String,
+    kind: &'static str,
+}
+
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
 pub struct PolicyMetrics {
@@ -45,6 +52,18 @@ pub struct PolicyMetrics {
     connections: Gauge,
     connections_refused: Family<ReasonLabels, Counter>,
     certificate_expiry: Gauge<f64, AtomicU64>,
+    streams: Gauge,
+    rejected: Family<RejectedLabels, Counter>,
+}
+
+/// A stream that stands, for as long as this lives.
+#[derive(Debug)]
+pub struct StreamCount(Gauge);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl PolicyMetrics {
@@ -59,7 +78,19 @@ impl PolicyMetrics {
             connections: Gauge::default(),
             connections_refused: Family::default(),
             certificate_expiry: Gauge::default(),
+            streams: Gauge::default(),
+            rejected: Family::default(),
         };
+        registry.register(
+            "xds_streams",
+            "Envoys that get their configuration from here",
+            metrics.streams.clone(),
+        );
+        registry.register(
+            "xds_rejected",
+            "Configuration that an Envoy refused; what it had before stands",
+            metrics.rejected.clone(),
+        );
         registry.register(
             "access_decisions",
             "Decisions about requests and connections at gateways, by what decided",
@@ -132,6 +163,20 @@ impl PolicyMetrics {
     pub fn caller_refused(&self, reason: &'static str) {
         self.callers_refused
             .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// An Envoy's stream begins.
+    pub fn stream(&self) -> StreamCount {
+        self.streams.inc();
+        StreamCount(self.streams.clone())
+    }
+
+    /// An Envoy refused a response.
+    pub fn rejected(&self, gateway: &ObjectName, kind: &'static str) {
+        let gateway = gateway.to_string();
+        self.rejected
+            .get_or_create(&RejectedLabels { gateway, kind })
             .inc();
     }
 

@@ -9,6 +9,7 @@ mod from_index;
 pub mod metrics;
 mod served;
 pub mod server;
+pub mod xds;
 
 pub use from_index::{clients, gateway_pods};
 pub use served::{Caller, GatewayPod, PodAccount, Served};

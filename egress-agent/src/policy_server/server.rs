@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use super::Served;
 use super::accept::{self, Gate};
 use super::authz::{Authz, Binding};
 use super::metrics::PolicyMetrics;
+use super::xds::{Xds, XdsStatus};
 use crate::tls::{Identities, MinVersion};
 
 /// A question with more than this is refused: Envoy sends at most 60 KiB of headers.
@@ -49,6 +51,7 @@ pub struct Options {
     pub trust_domain: String,
     pub binding: Binding,
     pub metrics: PolicyMetrics,
+    pub status: XdsStatus,
 }
 
 /// A server that listens.
@@ -84,6 +87,7 @@ impl PolicyServer {
             trust_domain,
             binding,
             metrics,
+            status,
         } = self.options;
         let gate = Gate {
             identities,
@@ -94,6 +98,8 @@ impl PolicyServer {
         };
         let (taken, connections) = mpsc::channel(BACKLOG);
         let accepting = tokio::spawn(accept::accept(self.listener, gate, taken));
+        let xds = Xds::new(served.clone(), status, metrics.clone());
+        let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_MESSAGE);
         let authz = AuthorizationServer::new(Authz::new(served, binding, metrics))
             .max_decoding_message_size(MAX_MESSAGE);
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -106,6 +112,7 @@ impl PolicyServer {
             .max_connection_age(MAX_AGE)
             .max_connection_age_grace(MAX_AGE_GRACE)
             .add_service(authz)
+            .add_service(xds)
             .add_service(health_service)
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop)
             .await;
