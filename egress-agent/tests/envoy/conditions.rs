@@ -1,7 +1,9 @@
 //! Conditions on the request: Envoy and the decision side by side.
 
+use egress_agent::gateway::envoy::Authorization;
+
 use crate::gateway::Objects;
-use crate::world::start;
+use crate::world::{BOTH, start};
 
 /// A policy with every kind of condition on `api.localhost`.
 fn conditions(mut objects: Objects) -> Objects {
@@ -133,7 +135,13 @@ const PATHS: [&str; 95] = [
 /// reading.
 #[test]
 fn paths_have_one_reading() {
-    let (mut gateway, objects, _) = start();
+    for authorization in BOTH {
+        paths_have_one_reading_by(authorization);
+    }
+}
+
+fn paths_have_one_reading_by(authorization: Authorization) {
+    let (mut gateway, objects, _) = start(authorization);
     gateway.apply(&conditions(objects));
     gateway.until("the new policy", || {
         gateway
@@ -179,7 +187,13 @@ type Row = (
 
 #[test]
 fn conditions_hold_as_decided() {
-    let (mut gateway, objects, _) = start();
+    for authorization in BOTH {
+        conditions_hold_as_decided_by(authorization);
+    }
+}
+
+fn conditions_hold_as_decided_by(authorization: Authorization) {
+    let (mut gateway, objects, _) = start(authorization);
     gateway.apply(&conditions(objects));
     gateway.until("the new policy", || {
         gateway
@@ -274,7 +288,9 @@ fn conditions_hold_as_decided() {
             entry["method"] == "OPTIONS"
                 && entry["response_code"] == 403
                 && entry["dry_run"] == "allowed"
-                && entry["dry_run_policy"] == "AccessPolicy/istio-egress/egress-access-policy#4"
+                && (authorization == Authorization::ExtAuthz
+                    || entry["dry_run_policy"]
+                        == "AccessPolicy/istio-egress/egress-access-policy#4")
         })
     });
 }

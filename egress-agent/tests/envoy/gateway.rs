@@ -1,6 +1,6 @@
-//! A gateway under test: a real Envoy fed by the writer, and a client of it.
+//! A gateway under test: a real Envoy fed by the policy server, and a client of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
+use egress_agent::gateway::envoy::{Authorization, Bootstrap, bootstrap};
 use egress_agent::gateway::{
     Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
-    Problem, Request, Settings, SpiffeId, Writer, compile, decide_access, envoy, render,
+    Problem, Request, Settings, SpiffeId, compile, decide_access, render,
 };
-
-use serde_json::{Value, json};
+use egress_agent::policy_server::authz::Binding;
+use egress_agent::policy_server::{GatewayPod, Served};
 
 use crate::client::{Answer, Connection};
 use crate::mesh::{Authority, Leaf, client_config};
+use crate::policy_server::{SERVER_ID, Server, server_id};
 
 /// The binary, or how to come by it.
 pub fn envoy_binary() -> PathBuf {
@@ -127,41 +129,32 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// A gateway whose Envoy ends with it.
+/// Who the gateway is.
+const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
+
+/// A gateway whose Envoy and policy server end with it.
 pub struct Gateway {
     pub port: u16,
     pub mesh: Authority,
+    pub server: Server,
     directory: tempfile::TempDir,
-    writer: Writer,
     settings: Settings,
     envoy: Option<Child>,
     policy: GatewayPolicy,
+    revision: u32,
 }
 
 impl Gateway {
     /// Starts an Envoy on these objects, whose gateway is `istio-egress/egress-vg` on `port`.
-    pub fn start(port: u16, objects: &Objects, outside: &Authority) -> Self {
-        let mut gateway = Self::prepare(port, outside);
+    pub fn start(
+        port: u16,
+        objects: &Objects,
+        outside: &Authority,
+        authorization: Authorization,
+    ) -> Self {
+        let mut gateway = Self::prepare(port, outside, authorization);
         gateway.apply(objects);
-        let log = fs::File::create(gateway.path("envoy.log")).expect("a log file");
-        let access = fs::File::create(gateway.path("access.log")).expect("a log file");
-        let envoy = Command::new(envoy_binary())
-            .args([
-                "--base-id",
-                &port.to_string(),
-                "--concurrency",
-                "1",
-                "--log-level",
-                "warning",
-            ])
-            .args(["--file-flush-interval-msec", "50"])
-            .arg("--config-path")
-            .arg(gateway.path("bootstrap.json"))
-            .stdout(access)
-            .stderr(log)
-            .spawn()
-            .expect("Envoy starts");
-        gateway.envoy = Some(envoy);
+        gateway.run();
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(
@@ -174,105 +167,118 @@ impl Gateway {
         gateway
     }
 
-    /// Certificates, bootstrap and an empty configuration.
-    pub fn prepare(port: u16, outside: &Authority) -> Self {
+    /// Certificates, bootstrap and a policy server without policy.
+    pub fn prepare(port: u16, outside: &Authority, authorization: Authorization) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path();
         let mesh = Authority::new("mesh");
-        let own = mesh.sign(
-            &["gateway.test"],
-            &["spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway"],
-        );
-        let certs = root.join("certs");
-        fs::create_dir(&certs).expect("a directory");
-        let put =
-            |name: &str, content: String| fs::write(certs.join(name), content).expect("a file");
-        put("tls.crt", own.pem);
-        put("tls.key", own.key_pem);
-        put("ca.crt", mesh.pem());
-        put("outside.crt", outside.pem());
-        let settings = Settings {
-            upstream_ca: certs.join("outside.crt"),
-            cert_dir: certs,
-            config_dir: root.join("config"),
+        let put = |directory: &Path, leaf: &Leaf| {
+            fs::create_dir(directory).expect("a directory");
+            for (name, content) in [
+                ("tls.crt", &leaf.pem),
+                ("tls.key", &leaf.key_pem),
+                ("ca.crt", &mesh.pem()),
+            ] {
+                fs::write(directory.join(name), content).expect("a file");
+            }
         };
-        let id = ObjectName::new("istio-egress", "egress-vg");
-        let bootstrap = envoy::bootstrap(&id, &settings.config_dir);
-        fs::write(root.join("bootstrap.json"), bootstrap).expect("a file");
-        let writer = Writer::new(&settings.config_dir);
-        let policy = GatewayPolicy::default();
+        let certs = root.join("certs");
+        put(&certs, &mesh.sign(&["gateway.test"], &[GATEWAY_ID]));
+        fs::write(certs.join("outside.crt"), outside.pem()).expect("a file");
+        let agent = root.join("agent");
+        put(&agent, &mesh.sign(&[], &[SERVER_ID]));
+        let server = Server::start(([127, 0, 0, 1], 0).into(), &agent, Binding::Off);
+        let text = bootstrap(&Bootstrap {
+            gateway: ObjectName::new("istio-egress", "egress-vg"),
+            server: ("127.0.0.1".to_owned(), server.address.port()),
+            server_id: server_id(),
+            cert_dir: certs.clone(),
+            admin_port: None,
+        });
+        fs::write(root.join("bootstrap.json"), text).expect("a file");
         Self {
             port,
             mesh,
+            server,
+            settings: Settings {
+                upstream_ca: certs.join("outside.crt"),
+                cert_dir: certs,
+                authorization,
+            },
             directory,
-            writer,
-            settings,
             envoy: None,
-            policy,
+            policy: GatewayPolicy::default(),
+            revision: 0,
         }
     }
 
-    /// Writes configuration for these objects.
+    /// Starts Envoy.
+    pub fn run(&mut self) {
+        let log = fs::File::create(self.path("envoy.log")).expect("a log file");
+        let access = fs::File::create(self.path("access.log")).expect("a log file");
+        let envoy = Command::new(envoy_binary())
+            .args(["--base-id", &self.port.to_string()])
+            .args(["--concurrency", "1", "--log-level", "warning"])
+            .args(["--file-flush-interval-msec", "50"])
+            .args(["--service-node", "gateway-under-test"])
+            .arg("--config-path")
+            .arg(self.path("bootstrap.json"))
+            .stdout(access)
+            .stderr(log)
+            .spawn()
+            .expect("Envoy starts");
+        self.envoy = Some(envoy);
+    }
+
+    /// Serves policy for these objects.
     pub fn apply(&mut self, objects: &Objects) {
         let (policy, problems) = objects.compile();
         assert_eq!(problems, [], "the test's objects are sound");
-        self.writer
-            .write(&render(&policy, &self.settings))
-            .expect("files are written");
+        self.serve(policy);
+    }
+
+    fn serve(&mut self, policy: GatewayPolicy) {
+        self.revision += 1;
+        let id = ObjectName::new("istio-egress", "egress-vg");
+        let pod = GatewayPod {
+            identity: SpiffeId::parse(GATEWAY_ID).expect("an identity"),
+            gateways: BTreeSet::from([id]),
+        };
+        self.server.serve(Served {
+            revision: self.revision.to_string(),
+            resources: render(&policy, &self.settings),
+            policy: policy.clone(),
+            gateway_pods: BTreeMap::from([(IpAddr::V4(Ipv4Addr::LOCALHOST), pod)]),
+            clients: BTreeMap::new(),
+        });
         self.policy = policy;
     }
 
-    /// Lets Envoy judge the configuration, all in one file since it looks into no other in this
-    /// mode; its complaint if it has one.
-    pub fn validate(&self) -> Result<(), String> {
-        let own = self.settings.config_dir.join("istio-egress.egress-vg");
-        let resources = |name: &str| {
-            let text = fs::read_to_string(own.join(name)).expect("it was written");
-            let response: Value = serde_json::from_str(&text).expect("JSON");
-            let mut resources = response["resources"].clone();
-            for resource in resources.as_array_mut().expect("a list") {
-                resource.as_object_mut().expect("an object").remove("@type");
-            }
-            resources
-        };
-        let secret = |name: &str| resources(name)[0].clone();
-        let mut listeners = resources("lds.json");
-        for listener in listeners.as_array_mut().expect("a list") {
-            let chain = &mut listener["filter_chains"][0];
-            let tls = &mut chain["transport_socket"]["typed_config"]["common_tls_context"];
-            tls["tls_certificate_sds_secret_configs"] = json!([{ "name": "certificate" }]);
-            tls["validation_context_sds_secret_config"] = json!({ "name": "trust" });
-            let manager = &mut chain["filters"][0]["typed_config"];
-            let routes = manager["rds"]["route_config_name"]
-                .as_str()
-                .expect("a name")
-                .to_owned();
-            manager.as_object_mut().expect("an object").remove("rds");
-            manager["route_config"] = secret(&format!("{routes}.json"));
+    /// Envoy's complaint about what is served, if it has one; it is started for that.
+    pub fn validate(&mut self) -> Result<(), String> {
+        if self.envoy.is_none() {
+            self.run();
         }
-        let bootstrap = json!({ "static_resources": {
-            "listeners": listeners,
-            "clusters": resources("cds.json"),
-            "secrets": [secret("sds-certificate.json"), secret("sds-trust.json")],
-        } });
-        let path = self.path("static.json");
-        fs::write(&path, bootstrap.to_string()).expect("a file");
-        let output = Command::new(envoy_binary())
-            .args([
-                "--mode",
-                "validate",
-                "--base-id",
-                &self.port.to_string(),
-                "--config-path",
-            ])
-            .arg(path)
-            .output()
-            .expect("Envoy starts");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(text)
+        let revision = self.revision.to_string();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            for node in self.server.nodes() {
+                if let Some(rejection) = node.rejected.values().next() {
+                    return Err(rejection.message.clone());
+                }
+                // Listeners are warm once their routes and secrets are there.
+                let listens = || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+                if node.revision.as_ref() == Some(&revision) && listens() {
+                    return Ok(());
+                }
+            }
+            assert!(
+                Instant::now() < deadline,
+                "Envoy is silent: {:?}\n{}",
+                self.server.nodes(),
+                self.log()
+            );
+            sleep(Duration::from_millis(20));
         }
     }
 

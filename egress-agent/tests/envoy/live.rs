@@ -3,12 +3,22 @@
 use std::fs;
 use std::net::TcpStream;
 
+use egress_agent::gateway::envoy::Authorization;
+
 use crate::gateway::Objects;
-use crate::world::start;
+use crate::world::{BOTH, start};
 
 #[test]
 fn a_new_policy_holds_for_the_next_request_of_a_standing_connection() {
-    let (mut gateway, mut objects, _) = start();
+    for authorization in BOTH {
+        a_new_policy_holds_for_the_next_request_of_a_standing_connection_by(authorization);
+    }
+}
+
+fn a_new_policy_holds_for_the_next_request_of_a_standing_connection_by(
+    authorization: Authorization,
+) {
+    let (mut gateway, mut objects, _) = start(authorization);
     let leaf = gateway.identity("reviews");
     let mut standing = gateway.connect(Some(&leaf));
     assert!(
@@ -53,7 +63,13 @@ fn a_new_policy_holds_for_the_next_request_of_a_standing_connection() {
 
 #[test]
 fn a_gateway_that_is_gone_listens_no_more() {
-    let (mut gateway, _, _) = start();
+    for authorization in BOTH {
+        a_gateway_that_is_gone_listens_no_more_by(authorization);
+    }
+}
+
+fn a_gateway_that_is_gone_listens_no_more_by(authorization: Authorization) {
+    let (mut gateway, _, _) = start(authorization);
     assert_eq!(
         gateway.get("ratings", "open.localhost:8080", "/").status,
         200
@@ -66,7 +82,13 @@ fn a_gateway_that_is_gone_listens_no_more() {
 
 #[test]
 fn a_rotated_certificate_is_taken() {
-    let (gateway, _, _) = start();
+    for authorization in BOTH {
+        a_rotated_certificate_is_taken_by(authorization);
+    }
+}
+
+fn a_rotated_certificate_is_taken_by(authorization: Authorization) {
+    let (gateway, _, _) = start(authorization);
     let leaf = gateway.identity("ratings");
     let serial = || gateway.connect(Some(&leaf)).server_certificate();
     let before = serial();

@@ -1,10 +1,12 @@
-//! The rendered configuration in a real Envoy, on loopback.
+//! The rendered configuration in a real Envoy, served by the policy server, on loopback.
 
 mod client;
 mod conditions;
 mod gateway;
 mod live;
 mod mesh;
+#[path = "../support/policy_server.rs"]
+mod policy_server;
 mod story;
 mod upstream;
 mod validate;

@@ -1,12 +1,20 @@
 //! Who gets where.
 
+use egress_agent::gateway::envoy::Authorization;
+
 use crate::client::Answer;
 use crate::mesh::Authority;
-use crate::world::start;
+use crate::world::{BOTH, start};
 
 #[test]
 fn the_guide() {
-    let (gateway, _, outside) = start();
+    for authorization in BOTH {
+        the_guide_by(authorization);
+    }
+}
+
+fn the_guide_by(authorization: Authorization) {
+    let (gateway, _, outside) = start(authorization);
     let answer = gateway.get("productpage", "api.localhost", "/get?x=1");
     assert_eq!(answer.status, 200, "{answer:?}\n{}", gateway.log());
     assert!(answer.head.contains("server: envoy"), "{answer:?}");
@@ -52,13 +60,34 @@ fn the_guide() {
     assert_eq!(log[1]["response_code"], 403);
     assert_eq!(
         log[1]["response_code_details"],
-        "rbac_access_denied_matched_policy[none]"
+        match authorization {
+            Authorization::Rbac => "rbac_access_denied_matched_policy[none]",
+            Authorization::ExtAuthz => "ext_authz_denied",
+        }
     );
+    if authorization == Authorization::ExtAuthz {
+        let object = "AccessPolicy/istio-egress/egress-access-policy#0";
+        assert_eq!(
+            (&log[0]["verdict"], &log[0]["object"]),
+            (&"allowed".into(), &object.into())
+        );
+        assert_eq!(
+            (&log[1]["verdict"], &log[1]["reason"]),
+            (&"denied".into(), &"not-admitted".into())
+        );
+        assert_eq!(log[1]["service"], "ExternalService/global/api");
+    }
 }
 
 #[test]
 fn hosts() {
-    let (gateway, _, outside) = start();
+    for authorization in BOTH {
+        hosts_by(authorization);
+    }
+}
+
+fn hosts_by(authorization: Authorization) {
+    let (gateway, _, outside) = start(authorization);
     // (authority, 200, 403, or 503 from a server that can't prove itself)
     let rows = [
         ("api.localhost".to_owned(), 200),
@@ -106,7 +135,13 @@ fn hosts() {
 
 #[test]
 fn clients_without_an_identity_of_the_mesh_get_no_session() {
-    let (gateway, _, outside) = start();
+    for authorization in BOTH {
+        clients_without_an_identity_of_the_mesh_get_no_session_by(authorization);
+    }
+}
+
+fn clients_without_an_identity_of_the_mesh_get_no_session_by(authorization: Authorization) {
+    let (gateway, _, outside) = start(authorization);
     let stranger = Authority::new("stranger");
     let uri = "spiffe://cluster.local/ns/bookinfo/sa/productpage";
     let refused = [

@@ -1,23 +1,28 @@
 //! Envoy's own judgement of what is rendered.
 
-use serde_json::{Value, json};
+use std::fs;
 
 use egress_agent::gateway::OutboundPolicy;
+use egress_agent::gateway::envoy::Authorization;
+use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, Objects, free_port};
 use crate::mesh::Authority;
-use crate::world::guide;
+use crate::world::{BOTH, guide, start};
 
 fn check(what: &str, objects: &Objects) {
-    let mut gateway = Gateway::prepare(free_port(), &Authority::new("outside"));
-    gateway.apply(objects);
-    if let Err(complaint) = gateway.validate() {
-        panic!("{what}: {complaint}");
+    for authorization in BOTH {
+        let port = objects.gateways[0].spec.listeners[0].port.number;
+        let mut gateway = Gateway::prepare(port, &Authority::new("outside"), authorization);
+        gateway.apply(objects);
+        if let Err(complaint) = gateway.validate() {
+            panic!("{what}: {complaint}");
+        }
     }
 }
 
 fn exposing_all(services: &[(&str, Value)]) -> Objects {
-    let mut objects = guide(15443, 443, 444, 8080);
+    let mut objects = guide(free_port(), 443, 444, 8080);
     objects.gateways[0].spec.listeners[0].exposed_external_services =
         serde_json::from_value(json!([{ "host": "*" }])).expect("exposures");
     objects.services = services
@@ -37,7 +42,7 @@ fn exposing_all(services: &[(&str, Value)]) -> Objects {
 
 #[test]
 fn the_guide_is_valid() {
-    check("the guide", &guide(15443, 443, 444, 8080));
+    check("the guide", &guide(free_port(), 443, 444, 8080));
 }
 
 #[test]
@@ -70,7 +75,7 @@ fn every_protocol_is_valid() {
 
 #[test]
 fn long_policies_are_valid() {
-    let mut objects = guide(15443, 443, 444, 8080);
+    let mut objects = guide(free_port(), 443, 444, 8080);
     let long = format!("/{}*", "segment/".repeat(60));
     let entry = json!({
         "allowedClients": [{ "serviceAccountSelector": { "namespace": "bookinfo" } }],
@@ -92,11 +97,29 @@ fn long_policies_are_valid() {
 }
 
 #[test]
-fn a_complaint_is_heard() {
-    let mut gateway = Gateway::prepare(free_port(), &Authority::new("outside"));
-    gateway.apply(&guide(15443, 443, 444, 8080));
+fn a_complaint_is_heard_and_what_was_good_stands() {
+    let (mut gateway, mut objects, _) = start(Authorization::Rbac);
     assert_eq!(gateway.validate(), Ok(()));
-    std::fs::remove_file(gateway.certs().join("outside.crt")).expect("it is there");
+    fs::remove_file(gateway.certs().join("outside.crt")).expect("it is there");
+    let port = free_port();
+    objects.services[1].spec.ports[0].number = port;
+    gateway.apply(&objects);
+    gateway.until("a complaint", || {
+        gateway
+            .server
+            .nodes()
+            .iter()
+            .any(|it| !it.rejected.is_empty())
+    });
     let complaint = gateway.validate().expect_err("its authority is gone");
     assert!(complaint.contains("outside.crt"), "{complaint}");
+    assert!(
+        gateway.server.metrics().contains(
+            "sallyport_xds_rejected_total{gateway=\"istio-egress/egress-vg\",kind=\"Cluster\"} 1"
+        ),
+        "{}",
+        gateway.server.metrics()
+    );
+    let answer = gateway.get("productpage", "api.localhost", "/");
+    assert_eq!(answer.status, 200, "{answer:?}");
 }

@@ -1,5 +1,7 @@
 //! The guide's objects, and the outside they speak of.
 
+use egress_agent::gateway::envoy::Authorization;
+
 use crate::gateway::{Gateway, Objects, free_port};
 use crate::mesh::Authority;
 use crate::upstream;
@@ -115,11 +117,14 @@ pub fn outside() -> Outside {
     }
 }
 
+/// Both ways to decide; what they decide is the same.
+pub const BOTH: [Authorization; 2] = [Authorization::Rbac, Authorization::ExtAuthz];
+
 /// A gateway on the guide's objects.
-pub fn start() -> (Gateway, Objects, Outside) {
+pub fn start(authorization: Authorization) -> (Gateway, Objects, Outside) {
     let outside = outside();
     let port = free_port();
     let objects = guide(port, outside.secure, outside.wrong, outside.plain);
-    let gateway = Gateway::start(port, &objects, &outside.authority);
+    let gateway = Gateway::start(port, &objects, &outside.authority, authorization);
     (gateway, objects, outside)
 }

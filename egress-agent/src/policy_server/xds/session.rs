@@ -29,8 +29,12 @@ pub enum ProtocolError {
 pub enum Event {
     /// It changed subscriptions, or nothing.
     Subscribed,
-    /// The last response of this type was taken.
-    Acked { type_url: &'static str },
+    /// The last response of this type was taken. `settled`: nothing that was refused before is
+    /// still wanted as it was.
+    Acked {
+        type_url: &'static str,
+        settled: bool,
+    },
     /// The last response of this type was refused; what was good before stands.
     Nacked {
         type_url: &'static str,
@@ -54,8 +58,17 @@ struct Subscription {
     /// What the client has, or was sent, by version; none where it was told that there is no such
     /// resource.
     known: BTreeMap<String, Option<String>>,
-    /// Nonce of the response that is not answered yet.
-    unanswered: Option<String>,
+    /// The response that is not answered yet.
+    unanswered: Option<Unanswered>,
+    /// Versions that the client refused, by name.
+    refused: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+struct Unanswered {
+    nonce: String,
+    sent: BTreeMap<String, String>,
+    removed: Vec<String>,
 }
 
 /// What a type lacks.
@@ -87,19 +100,28 @@ impl Session {
         if subscription.names.len() > MAX_NAMES || subscription.known.len() > 2 * MAX_NAMES {
             return Err(ProtocolError::TooManyNames);
         }
-        let answers = !request.response_nonce.is_empty()
-            && subscription.unanswered.as_ref() == Some(&request.response_nonce);
-        if !answers {
+        let answered = subscription
+            .unanswered
+            .take_if(|unanswered| unanswered.nonce == request.response_nonce);
+        let Some(answered) = answered else {
             return Ok(Event::Subscribed);
+        };
+        for name in answered.sent.keys().chain(&answered.removed) {
+            subscription.refused.remove(name);
         }
-        subscription.unanswered = None;
         Ok(match &request.error_detail {
             // What was refused is not sent again before it changes.
-            Some(error) => Event::Nacked {
+            Some(error) => {
+                subscription.refused.extend(answered.sent);
+                Event::Nacked {
+                    type_url,
+                    message: error.message.clone(),
+                }
+            }
+            None => Event::Acked {
                 type_url,
-                message: error.message.clone(),
+                settled: subscription.refused.is_empty(),
             },
-            None => Event::Acked { type_url },
         })
     }
 
@@ -168,7 +190,14 @@ impl Session {
                 subscription.known.remove(name);
             }
         }
-        subscription.unanswered = Some(nonce.clone());
+        subscription.unanswered = Some(Unanswered {
+            nonce: nonce.clone(),
+            sent: sent
+                .iter()
+                .map(|it| (it.name.clone(), it.version.clone()))
+                .collect(),
+            removed: difference.removed.clone(),
+        });
         DeltaDiscoveryResponse {
             system_version_info: revision.to_owned(),
             type_url: type_url.to_owned(),

@@ -83,9 +83,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn acked(&self, kind: &str, revision: &str) {
+    /// Something was taken; `settled` if nothing of that kind stands refused.
+    pub(super) fn acked(&self, kind: &str, revision: &str, settled: bool) {
         self.change(|state| {
-            state.rejected.remove(kind);
+            if settled {
+                state.rejected.remove(kind);
+            }
             state.revision = Some(revision.to_owned());
         });
     }

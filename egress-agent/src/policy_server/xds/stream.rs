@@ -112,9 +112,9 @@ impl Task {
         event: Event,
     ) {
         match event {
-            Event::Acked { type_url } => {
+            Event::Acked { type_url, settled } => {
                 if let Some(revision) = sent.get(type_url) {
-                    entry.acked(kind(type_url), revision);
+                    entry.acked(kind(type_url), revision, settled);
                 }
             }
             Event::Nacked { type_url, message } => {

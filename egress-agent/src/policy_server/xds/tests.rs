@@ -71,7 +71,13 @@ fn everything_once_then_only_changes() {
     let second = resources(&[(CLUSTERS, "a", "2"), (CLUSTERS, "b", "1")]);
     assert_eq!(session.respond(&second, "r2"), None, "still");
     let event = session.request(&answer(&response, None)).unwrap();
-    assert_eq!(event, Event::Acked { type_url: CLUSTERS });
+    assert_eq!(
+        event,
+        Event::Acked {
+            type_url: CLUSTERS,
+            settled: true
+        }
+    );
     let response = session.respond(&second, "r2").unwrap();
     assert_eq!(
         (names(&response), response.system_version_info.as_str()),
@@ -104,8 +110,28 @@ fn a_refusal_is_told_and_not_repeated() {
         }
     );
     assert_eq!(session.respond(&bad, "r"), None);
-    let good = resources(&[(LISTENERS, "l", "good")]);
-    assert_eq!(names(&session.respond(&good, "r2").unwrap()), ["l"]);
+    let more = resources(&[(LISTENERS, "l", "bad"), (LISTENERS, "m", "1")]);
+    let response = session.respond(&more, "r2").unwrap();
+    assert_eq!(names(&response), ["m"]);
+    let event = session.request(&answer(&response, None)).unwrap();
+    assert_eq!(
+        event,
+        Event::Acked {
+            type_url: LISTENERS,
+            settled: false
+        }
+    );
+    let good = resources(&[(LISTENERS, "l", "good"), (LISTENERS, "m", "1")]);
+    let response = session.respond(&good, "r3").unwrap();
+    assert_eq!(names(&response), ["l"]);
+    let event = session.request(&answer(&response, None)).unwrap();
+    assert_eq!(
+        event,
+        Event::Acked {
+            type_url: LISTENERS,
+            settled: true
+        }
+    );
 }
 
 #[test]

@@ -1,0 +1,105 @@
+//! The policy server in this process, on loopback.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use egress_agent::gateway::SpiffeId;
+use egress_agent::policy_server::Served;
+use egress_agent::policy_server::authz::Binding;
+use egress_agent::policy_server::metrics::PolicyMetrics;
+use egress_agent::policy_server::server::{Options, PolicyServer};
+use egress_agent::policy_server::xds::{NodeState, XdsStatus};
+use egress_agent::tls::{MinVersion, Source};
+use prometheus_client::registry::Registry;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+/// Who the server is.
+pub const SERVER_ID: &str = "spiffe://cluster.local/ns/sallyport-system/sa/sallyport-agent";
+
+pub fn server_id() -> SpiffeId {
+    SpiffeId::parse(SERVER_ID).expect("an identity")
+}
+
+/// A server that ends with this value.
+pub struct Server {
+    runtime: Option<Runtime>,
+    served: watch::Sender<Arc<Served>>,
+    status: XdsStatus,
+    registry: Arc<Registry>,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Starts it at `address` (port 0: any) with tls.crt, tls.key and ca.crt of `certs`.
+    pub fn start(address: SocketAddr, certs: &Path, binding: Binding) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (served, follower) = watch::channel(Arc::new(Served::default()));
+        let mut registry = Registry::with_prefix("sallyport");
+        let metrics = PolicyMetrics::register(&mut registry);
+        let status = XdsStatus::default();
+        let (identities, following) = Source::files(certs).follow();
+        runtime.spawn(following);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while identities.borrow().is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "no certificate in {}",
+                certs.display()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let options = Options {
+            served: follower,
+            identities,
+            oldest: MinVersion::Tls13,
+            trust_domain: "cluster.local".to_owned(),
+            binding,
+            metrics,
+            status: status.clone(),
+        };
+        let server = runtime
+            .block_on(PolicyServer::bind(address, options))
+            .expect("the server listens");
+        let address = server.address().expect("an address");
+        runtime.spawn(server.run(std::future::pending()));
+        Self {
+            runtime: Some(runtime),
+            served,
+            status,
+            registry: Arc::new(registry),
+            address,
+        }
+    }
+
+    /// Serves this from now on.
+    pub fn serve(&self, served: Served) {
+        self.served.send_replace(Arc::new(served));
+    }
+
+    /// The Envoys that are connected.
+    pub fn nodes(&self) -> Vec<NodeState> {
+        self.status.follow().borrow().values().cloned().collect()
+    }
+
+    /// All metrics as text.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("text");
+        text
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
