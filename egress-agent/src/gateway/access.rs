@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::host::{HostName, HostPattern, split_authority};
 use super::identity::SpiffeId;
-use super::path::{TextPattern, is_refused, normalize};
+use super::path::{TextPattern, is_refused, normalize, normalize_again};
 use super::policy::{
     Entry, GatewayPolicy, HeaderCondition, ObjectName, PassthroughRoute, Route, Rules,
 };
@@ -23,8 +23,10 @@ pub struct Request<'a> {
     /// `Host` or `:authority`: a host, maybe with the port that the client asked for.
     pub authority: &'a str,
     pub method: &'a str,
-    /// Path and query as the client sent them.
+    /// Path and query.
     pub path: &'a str,
+    /// The path is as a gateway passes it on, not as the client sent it.
+    pub normalized: bool,
     /// Names in lower case. A name that comes more than once has several values, each for itself;
     /// a comma inside a value separates nothing.
     pub headers: &'a [(&'a str, &'a str)],
@@ -208,7 +210,11 @@ fn lookup<'a, T>(
 }
 
 fn decide_route(route: &Route, request: &Request<'_>) -> Decision {
-    let path = normalize(request.path);
+    let path = if request.normalized {
+        normalize_again(request.path)
+    } else {
+        normalize(request.path)
+    };
     let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref());
     decide_rules(&route.rules, route.service.as_ref(), admits)
 }

@@ -63,6 +63,17 @@ pub fn normalize(target: &str) -> Option<String> {
     Some(out)
 }
 
+/// As [`normalize`], for a path that a gateway has brought to that form already: a dot segment with
+/// parameters that is still there was hidden from it.
+pub fn normalize_again(target: &str) -> Option<String> {
+    let path = target.split('?').next().unwrap_or(target);
+    let hidden = |segment: &str| segment.starts_with("..;") || segment.starts_with(".;");
+    if path.split('/').any(hidden) {
+        return None;
+    }
+    normalize(target)
+}
+
 /// Decodes `%41` and the like and escapes what must be; other escapes stay as they are written.
 fn respell(path: &str) -> Option<String> {
     let bytes = path.as_bytes();
@@ -175,6 +186,14 @@ pub fn parse_path_pattern(text: &str) -> Result<TextPattern, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_gateway_left_of_a_dot_segment_was_hidden_from_it() {
+        assert_eq!(normalize("/x/..;/b").as_deref(), Some("/b"));
+        assert_eq!(normalize_again("/x/..;/b"), None);
+        assert_eq!(normalize_again("/x/.;y/b?z"), None);
+        assert_eq!(normalize_again("/x/b;y").as_deref(), Some("/x/b;y"));
+    }
 
     #[test]
     fn one_form() {

@@ -357,6 +357,7 @@ impl Gateway {
                 authority,
                 method,
                 path,
+                normalized: false,
                 headers,
             },
         )

@@ -199,6 +199,7 @@ pub(super) fn ask(
         authority,
         method,
         path,
+        normalized: false,
         headers,
     };
     decide_access(policy, &request)

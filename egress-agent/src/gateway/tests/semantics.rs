@@ -94,6 +94,7 @@ fn without_a_policy_a_named_host_is_open_to_the_mesh_alone() {
         authority: "httpbin.org",
         method: "GET",
         path: "/",
+        normalized: false,
         headers: &[],
     };
     let policy = world.compile().0;

@@ -205,6 +205,7 @@ fn decide_at(
                 authority: http.authority,
                 method: http.method,
                 path: http.path,
+                normalized: true,
                 headers: &http.headers,
             },
         ),
