@@ -14,6 +14,7 @@ mod maps;
 pub mod output;
 mod pods;
 mod pods_text;
+mod render;
 mod snapshot;
 mod status;
 #[cfg(test)]
@@ -94,6 +95,9 @@ enum Command {
     Maps(MapsCommand),
     /// Dropped, rejected and audited packets
     Events(events::Args),
+    /// Configuration for others, made from policy
+    #[command(subcommand)]
+    Render(render::Command),
     /// Ends enforcement on this node: removes all links and maps
     Uninstall(uninstall::Args),
 }
@@ -185,6 +189,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             print(globals, &dump::view(&pinned, &names, name)?)?;
         }
         Command::Events(args) => events::run(globals, args)?,
+        Command::Render(command) => render::run(command)?,
         Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }
     Ok(ExitCode::SUCCESS)

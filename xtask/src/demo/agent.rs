@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::programs::Sallyport;
 use super::signals;
-use super::world::World;
+use super::world::{POLICY_PORT, World};
 use crate::node::pki::TRUST_DOMAIN;
 use crate::node::{Node, plan};
 
@@ -75,8 +75,9 @@ impl Agent {
             .arg(node.kubepods())
             .arg("--run-dir")
             .arg(run_dir(node))
-            .arg("--gateway-config-dir")
-            .arg(world.gateway_configuration())
+            .args(["--policy-address", &format!("[::]:{POLICY_PORT}")])
+            .arg("--policy-cert-dir")
+            .arg(world.agent_certificates())
             .arg("--gateway-cert-dir")
             .arg(world.gateway_certificates())
             .arg("--gateway-upstream-ca")

@@ -1,7 +1,7 @@
 //! The guide's objects, the very files that users apply.
 
-/// Namespace and name of the VirtualGateway, as its configuration's directory is named.
-pub const GATEWAY_DIRECTORY: &str = "istio-egress.egress-vg";
+/// Namespace and name of the VirtualGateway.
+pub const GATEWAY_NAME: &str = "istio-egress/egress-vg";
 
 /// The gateway and who may use it: name of the file, and the manifest.
 pub const GATEWAY: [(&str, &str); 3] = [
@@ -38,13 +38,13 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_the_gateways_own() {
+    fn the_name_is_the_gateways_own() {
         let gateway: serde_json::Value = serde_yaml_ng::from_str(GATEWAY[0].1).unwrap();
         let metadata = &gateway["metadata"];
         let text = |key: &str| metadata[key].as_str().unwrap();
         assert_eq!(
-            format!("{}.{}", text("namespace"), text("name")),
-            GATEWAY_DIRECTORY
+            format!("{}/{}", text("namespace"), text("name")),
+            GATEWAY_NAME
         );
     }
 }

@@ -46,6 +46,18 @@ pub struct Args {
     /// Without Sallyport: only show the hole
     #[arg(long)]
     pub hole: bool,
+    /// What the egress gateway is
+    #[arg(long, value_enum, default_value_t = Gateway::ExtAuthz)]
+    pub gateway: Gateway,
+}
+
+/// What the egress gateway is; an Envoy either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Gateway {
+    /// Configured as Istio configures one, and asks the agent about each request (ext_authz)
+    ExtAuthz,
+    /// Has a bootstrap only, and gets all else from the agent (xDS)
+    Xds,
 }
 
 /// Tells the story. Whether every row was as expected.
@@ -61,7 +73,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     // From here on there is something to take down.
     signals::take_over()?;
     let start = Instant::now();
-    let world = World::build(&programs, &|step| cmd::say("demo", step))?;
+    let world = World::build(&programs, args.gateway, &|step| cmd::say("demo", step))?;
     let mut story = Story::new(&world, args.json)?;
     let told = match &programs.sallyport {
         None => story.hole(),

@@ -1,5 +1,6 @@
-//! Bootstraps of real Envoys: a sidecar as Istio's, and a gateway whose listeners and clusters
-//! somebody else writes.
+//! Bootstraps of real Envoys: a sidecar as Istio's, and a [`gateway`].
+
+pub mod gateway;
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +32,7 @@ pub struct GatewayAddress {
 /// container does. The pod's directory must hold its certificate in `certs`.
 pub fn start_sidecar(pod: &Pod, envoy: &Path, gateway: &GatewayAddress) -> Result<Process> {
     let bootstrap = sidecar_bootstrap(pod, gateway);
-    let process = start(pod, envoy, "istio-proxy", &bootstrap)?;
+    let process = start(pod, envoy, "istio-proxy", &format!("{bootstrap:#}\n"))?;
     capture(pod)?;
     Ok(process)
 }
@@ -54,36 +55,10 @@ pub fn capture(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Starts a gateway that reads `lds.json` and `cds.json` of `config`.
-pub fn start_gateway(pod: &Pod, envoy: &Path, config: &Path) -> Result<Process> {
-    for name in ["lds.json", "cds.json"] {
-        let path = config.join(name);
-        // Envoy wants its files to exist; it waits for the first real ones with nothing to do.
-        if !path.exists() {
-            fs::create_dir_all(config)?;
-            fs::write(&path, "{\"version_info\": \"0\", \"resources\": []}\n")
-                .with_context(|| format!("cannot make {}", path.display()))?;
-        }
-    }
-    let watched = |name: &str| {
-        json!({
-            "resource_api_version": "V3",
-            "path_config_source": {
-                "path": config.join(name),
-                "watched_directory": { "path": config },
-            },
-        })
-    };
-    let mut bootstrap = common(pod);
-    bootstrap["dynamic_resources"] =
-        json!({ "lds_config": watched("lds.json"), "cds_config": watched("cds.json") });
-    start(pod, envoy, "istio-proxy", &bootstrap)
-}
-
-fn start(pod: &Pod, envoy: &Path, container: &str, bootstrap: &Value) -> Result<Process> {
+/// Starts an Envoy in the pod with this bootstrap; its access log is in what the process prints.
+pub fn start(pod: &Pod, envoy: &Path, container: &str, bootstrap: &str) -> Result<Process> {
     let path = pod.directory().join("envoy.json");
-    fs::write(&path, format!("{bootstrap:#}\n"))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, bootstrap).with_context(|| format!("cannot write {}", path.display()))?;
     let path = path.to_str().context("a path in UTF-8")?;
     pod.command(container, envoy)?
         .args(&[
@@ -93,7 +68,7 @@ fn start(pod: &Pod, envoy: &Path, container: &str, bootstrap: &Value) -> Result<
             "1",
             "--disable-hot-restart",
         ])
-        .args(&["--log-level", "warning"])
+        .args(&["--log-level", "warning", "--file-flush-interval-msec", "50"])
         .uid(SIDECAR_UID)
         .spawn(container)
 }

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 
 pub use self::pods::{Pods, RATINGS_SERVICE};
 use self::servers::Servers;
+use super::Gateway;
 use super::programs::Programs;
 use crate::node::envoy::ADMIN_PORT;
 use crate::node::objects::StateDirectory;
@@ -26,6 +27,8 @@ pub const WORKLOAD_PORT: u16 = 9080;
 pub const NODE_PORT: u16 = 30080;
 /// Ports of the gateway: its Service's and its pod's.
 pub const GATEWAY_PORTS: (u16, u16) = (443, 8443);
+/// Port of the node on which the agent serves gateway policy.
+pub const POLICY_PORT: u16 = 9443;
 
 /// Everything that stands.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub struct World {
     pub wire: Wire,
     pub pods: Pods,
     pub state: StateDirectory,
+    pub gateway: Gateway,
     servers: Servers,
     // Last, so that the node is taken down when nothing uses it any more.
     pub node: Node,
@@ -40,7 +44,7 @@ pub struct World {
 
 impl World {
     /// Builds it, telling each step to `say`.
-    pub fn build(programs: &Programs, say: &dyn Fn(&str)) -> Result<Self> {
+    pub fn build(programs: &Programs, gateway: Gateway, say: &dyn Fn(&str)) -> Result<Self> {
         say("a node: namespaces, routes, cgroups, an uplink and what is beyond");
         let node = Node::new(&NodeOptions::with_helper(&programs.helper))?;
         let wire = node.wire()?;
@@ -56,11 +60,12 @@ impl World {
         let state = StateDirectory::new(node.directory().join("state"));
         pods.declare(&state, &services)?;
         say("servers: httpbin.org, DNS, workloads, sidecars and gateway (real Envoys)");
-        let servers = Servers::start(&node, &pods, &services, programs)?;
+        let servers = Servers::start(&node, &pods, &services, programs, gateway)?;
         let mut world = Self {
             wire,
             pods,
             state,
+            gateway,
             servers,
             node,
         };
@@ -108,9 +113,14 @@ impl World {
         self.node.directory().join("upstream/ca.crt")
     }
 
-    /// Where gateways' configuration is written.
-    pub fn gateway_configuration(&self) -> PathBuf {
-        self.node.directory().join("gateway")
+    /// Directory of the agent's own certificate.
+    pub fn agent_certificates(&self) -> PathBuf {
+        self.node.directory().join("certs/agent")
+    }
+
+    /// What the gateway said of requests so far, a JSON document for each.
+    pub fn access_log(&self) -> Vec<serde_json::Value> {
+        self.servers.access_log()
     }
 }
 

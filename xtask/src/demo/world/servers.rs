@@ -2,25 +2,32 @@
 //! certificates.
 
 use std::fs::{self, File};
-use std::net::IpAddr;
-use std::path::Path;
-use std::process::{Child, Stdio};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
-use super::{Pods, WORKLOAD_PORT};
+use super::{GATEWAY_PORTS, POLICY_PORT, Pods, WORKLOAD_PORT};
+use crate::demo::Gateway;
 use crate::demo::manifests;
 use crate::demo::programs::Programs;
 use crate::node::dns::Zone;
-use crate::node::envoy;
-use crate::node::pki::Authority;
+use crate::node::envoy::{self, gateway};
+use crate::node::pki::{Authority, spiffe_id};
 use crate::node::plan::{self, Both};
 use crate::node::{Node, Pod, Process, Service};
+
+/// Namespace and service account of the agent.
+const AGENT: (&str, &str) = ("sallyport-system", "sallyport-agent");
 
 /// Everything that serves.
 #[derive(Debug)]
 pub struct Servers {
     inside: Vec<(String, Process)>,
+    /// What the gateway's Envoy prints: its access log, and its own words.
+    gateway_log: PathBuf,
     outside: Child,
 }
 
@@ -37,6 +44,9 @@ pub(super) fn certify(node: &Node, pods: &Pods) -> Result<()> {
             envoy::SIDECAR_UID,
         )?;
     }
+    // The agent runs on the node, as root.
+    let agent = node.directory().join("certs/agent");
+    mesh.issue_workload(AGENT.0, AGENT.1, &agent, 0)?;
     let public = Authority::new("public web")?;
     public.issue_server(plan::OUTSIDE_NAME, &node.directory().join("certs/outside"))?;
     fs::write(node.directory().join("upstream/ca.crt"), public.pem())
@@ -49,6 +59,7 @@ impl Servers {
         pods: &Pods,
         services: &[Service],
         programs: &Programs,
+        kind: Gateway,
     ) -> Result<Self> {
         let outside = node
             .outside_command(&programs.helper)?
@@ -73,13 +84,22 @@ impl Servers {
             inside.push((format!("sidecar of {}", pod.id()), process));
         }
         let gateway = &pods.gateway;
-        let config = node
-            .directory()
-            .join("gateway")
-            .join(manifests::GATEWAY_DIRECTORY);
-        let process = envoy::start_gateway(gateway, &programs.envoy, &config)?;
+        let process = start_gateway(node, pods, programs, kind)?;
+        let gateway_log = process.log().to_owned();
         inside.push((format!("Envoy of {}", gateway.id()), process));
-        Ok(Self { inside, outside })
+        Ok(Self {
+            inside,
+            gateway_log,
+            outside,
+        })
+    }
+
+    /// JSON lines among what the gateway's Envoy printed.
+    pub(super) fn access_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.gateway_log).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// An error if one has ended.
@@ -95,6 +115,40 @@ impl Servers {
         }
         Ok(())
     }
+}
+
+/// The gateway, whose policy server is the agent on the node.
+fn start_gateway(node: &Node, pods: &Pods, programs: &Programs, kind: Gateway) -> Result<Process> {
+    let pod = &pods.gateway;
+    let server = SocketAddr::new(plan::NODE.v4.into(), POLICY_PORT);
+    let server_id = spiffe_id(AGENT.0, AGENT.1);
+    let bootstrap = match (&programs.sallyport, kind) {
+        (Some(sallyport), Gateway::Xds) => {
+            let output = Command::new(&sallyport.egressctl)
+                .args(["render", "bootstrap", "--gateway", manifests::GATEWAY_NAME])
+                .args(["--server", &server.to_string(), "--server-id", &server_id])
+                .arg("--cert-dir")
+                .arg(pod.directory().join("certs"))
+                .args(["--admin-port", &envoy::ADMIN_PORT.to_string()])
+                .output()
+                .context("cannot run egressctl")?;
+            if !output.status.success() {
+                bail!(
+                    "egressctl render bootstrap: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            String::from_utf8(output.stdout).context("the bootstrap")?
+        }
+        _ => gateway::bootstrap(&gateway::Settings {
+            pod,
+            port: GATEWAY_PORTS.1,
+            upstream_ca: &node.directory().join("upstream/ca.crt"),
+            policy_server: server,
+            policy_server_id: &server_id,
+        }),
+    };
+    envoy::start(pod, &programs.envoy, "istio-proxy", &bootstrap)
 }
 
 fn start_dns(pod: &Pod, services: &[Service]) -> Result<Process> {
