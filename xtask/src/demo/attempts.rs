@@ -2,11 +2,17 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
-use super::world::{GATEWAY_PORTS, NODE_PORT, RATINGS_SERVICE, WORKLOAD_PORT, World, wait_for};
+use super::world::{
+    GATEWAY_PORTS, NODE_PORT, POLICY_PORT, RATINGS_SERVICE, WORKLOAD_PORT, World, wait_for,
+};
 use crate::node::envoy::{self, SIDECAR_UID};
+use crate::node::pki::spiffe_id;
 use crate::node::plan::{self, Both};
 use crate::node::probe::{Probe, Wait};
 use crate::node::{Answer, Pod};
@@ -181,6 +187,62 @@ pub fn by_gateway(world: &World, pod: &Pod) -> Result<Observation> {
     Ok(observe(world, pod, mark, PATH, to, answer))
 }
 
+/// A request to the gateway with productpage's certificate, from the pod of reviews.
+pub fn with_stolen_certificate(world: &World) -> Result<Observation> {
+    const PATH: &str = "/stolen";
+    let (thief, victim) = (&world.pods.reviews, &world.pods.productpage);
+    let certs = victim.directory().join("certs");
+    let gateway = SocketAddr::new(world.pods.gateway.ips().v4.into(), GATEWAY_PORTS.1);
+    let mark = world.wire.mark();
+    // As the sidecar's user: the redirect leaves it alone.
+    let answer = thief.probe_as(
+        Some(SIDECAR_UID),
+        &[
+            "mesh",
+            "--to",
+            &gateway.to_string(),
+            "--certs",
+            certs.to_str().context("a path in UTF-8")?,
+            "--authority",
+            plan::OUTSIDE_NAME,
+            "--path",
+            PATH,
+            "--timeout-ms",
+            "4000",
+        ],
+    )?;
+    let to = SocketAddr::new(plan::OUTSIDE.v4.into(), plan::OUTSIDE_HTTP);
+    Ok(observe(world, thief, mark, PATH, to, answer))
+}
+
+/// What the gateway wrote of a client's request after the first `mark` entries; waits up to two
+/// seconds for it.
+pub fn access_entry(world: &World, mark: usize, client: &Pod) -> Option<Value> {
+    let spec = client.spec();
+    let id = spiffe_id(&spec.namespace, &spec.service_account);
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let entries = world.access_log();
+        let mut new = entries.into_iter().skip(mark);
+        if let Some(entry) = new.find(|entry| entry["client"] == id.as_str()) {
+            return Some(entry);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until the agent's policy server listens.
+pub fn wait_for_policy_server(world: &World) -> Result<()> {
+    let address = SocketAddr::new(plan::NODE.v4.into(), POLICY_PORT);
+    let gateway = world.pods.gateway.netns();
+    gateway
+        .within(move || wait_for(address))
+        .context("the agent does not serve gateway policy; its log may say why")
+}
+
 /// Waits until the gateway's Envoy listens as the agent told it to.
 pub fn wait_for_gateway(world: &World) -> Result<()> {
     let address = SocketAddr::new(world.pods.gateway.ips().v4.into(), GATEWAY_PORTS.1);
@@ -188,7 +250,7 @@ pub fn wait_for_gateway(world: &World) -> Result<()> {
         .node
         .host()
         .within(move || wait_for(address))
-        .context("the gateway's Envoy does not listen; its log and its lds.json may say why")
+        .context("the gateway's Envoy does not listen; its log may say why")
 }
 
 /// A kind of traffic that no lockdown may touch; each is tried in both families.

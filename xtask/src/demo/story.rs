@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::Gateway;
 use super::agent::{Agent, Ready};
 use super::attempts::{self, Bypass, Observation, Ordinary};
 use super::egressctl::{self, Egressctl, Events, Expected};
@@ -75,6 +76,7 @@ impl<'a> Story<'a> {
             events: Some(egressctl.follow(&log)?),
             egressctl: egressctl.clone(),
         };
+        attempts::wait_for_policy_server(self.world)?;
         attempts::wait_for_gateway(self.world)?;
 
         self.phase(Phase::NoLockdown, Fate::Open, &reporters)?;
@@ -105,7 +107,8 @@ impl<'a> Story<'a> {
             "",
             same,
         );
-        self.by_gateway()?;
+        attempts::wait_for_policy_server(self.world)?;
+        self.by_gateway(true)?;
         self.stand();
         Ok(agent)
     }
@@ -117,7 +120,7 @@ impl<'a> Story<'a> {
 
     fn phase(&mut self, phase: Phase, fate: Fate, reporters: &Reporters<'_>) -> Result<()> {
         self.begin(phase);
-        self.by_gateway()?;
+        self.by_gateway(phase != Phase::AgentKilled)?;
         for bypass in Bypass::ALL {
             self.bypass(bypass, fate, Some(reporters))?;
         }
@@ -147,42 +150,111 @@ impl<'a> Story<'a> {
         self.rows.push(row);
     }
 
-    /// The guide's two requests.
-    fn by_gateway(&mut self) -> Result<()> {
+    /// The guide's two requests, and a third with a stolen certificate. Without the agent a
+    /// gateway that asks it refuses everybody; one that was configured by it goes on.
+    fn by_gateway(&mut self, agent_runs: bool) -> Result<()> {
+        let asks = self.world.gateway == Gateway::ExtAuthz;
+        let answers = agent_runs || !asks;
         signals::check()?;
-        let seen = attempts::by_gateway(self.world, &self.world.pods.productpage)?;
+        let productpage = &self.world.pods.productpage;
+        let mark = self.world.access_log().len();
+        let seen = attempts::by_gateway(self.world, productpage)?;
+        let entry = attempts::access_entry(self.world, mark, productpage);
+        let decided = self.decided_by(entry.as_ref());
         let body: Value = serde_json::from_str(&seen.answer.body).unwrap_or_default();
-        let ok = seen.answer.status == Some(200)
-            && body["served_by"] == plan::OUTSIDE_NAME
-            // The outside host was asked by TLS, though the application asked for plain HTTP.
-            && body["url"].as_str().is_some_and(|url| url.starts_with("https://"))
-            && seen.arrived == 0
-            && seen.by_gateway > 0;
+        let (expected, ok) = if answers {
+            let by = if asks {
+                "AccessPolicy/istio-egress/egress-access-policy#0"
+            } else {
+                "ExternalService/global/httpbin.org:443"
+            };
+            let ok = seen.answer.status == Some(200)
+                && body["served_by"] == plan::OUTSIDE_NAME
+                // The outside host was asked by TLS, though the application asked for plain HTTP.
+                && body["url"].as_str().is_some_and(|url| url.starts_with("https://"))
+                && seen.arrived == 0
+                && seen.by_gateway > 0
+                && decided == by;
+            ("200, by the gateway, in TLS", ok)
+        } else {
+            let refused = seen.answer.status == Some(403);
+            let ok = refused && seen.arrived == 0 && seen.by_gateway == 0;
+            ("403: nobody to ask", ok)
+        };
         let text = describe_gateway(&seen);
         self.row(
             "productpage asks for httpbin.org/get",
-            "200, by the gateway, in TLS",
+            expected,
             text,
-            "",
+            &decided,
             ok,
         );
 
         signals::check()?;
-        let seen = attempts::by_gateway(self.world, &self.world.pods.reviews)?;
-        let ok = seen.answer.status == Some(403)
-            && seen.answer.body == "RBAC: access denied"
+        let reviews = &self.world.pods.reviews;
+        let mark = self.world.access_log().len();
+        let seen = attempts::by_gateway(self.world, reviews)?;
+        let entry = attempts::access_entry(self.world, mark, reviews);
+        let decided = self.decided_by(entry.as_ref());
+        let denied = seen.answer.status == Some(403) && seen.arrived == 0 && seen.by_gateway == 0;
+        let told = seen.answer.body == "RBAC: access denied"
             && seen.answer.header("content-type") == Some("text/plain")
-            && seen.arrived == 0
-            && seen.by_gateway == 0;
+            && decided.contains(if asks {
+                "not-admitted"
+            } else {
+                "rbac_access_denied"
+            });
         let text = describe_gateway(&seen);
         self.row(
             "reviews asks for httpbin.org/get",
+            if answers {
+                "403 RBAC: access denied"
+            } else {
+                "403: nobody to ask"
+            },
+            text,
+            &decided,
+            denied && (told || !answers),
+        );
+        if asks && agent_runs {
+            self.stolen()?;
+        }
+        Ok(())
+    }
+
+    fn stolen(&mut self) -> Result<()> {
+        signals::check()?;
+        let mark = self.world.access_log().len();
+        let seen = attempts::with_stolen_certificate(self.world)?;
+        let entry = attempts::access_entry(self.world, mark, &self.world.pods.productpage);
+        let decided = self.decided_by(entry.as_ref());
+        let ok = seen.answer.status == Some(403)
+            && seen.by_gateway == 0
+            && decided.contains("stolen-identity");
+        let text = describe_gateway(&seen);
+        self.row(
+            "reviews asks with productpage's stolen certificate",
             "403 RBAC: access denied",
             text,
-            "",
+            &decided,
             ok,
         );
         Ok(())
+    }
+
+    /// What the gateway's access log names: the entry that admits, or why it refused.
+    fn decided_by(&self, entry: Option<&Value>) -> String {
+        let Some(entry) = entry else {
+            return "nothing in the access log".to_owned();
+        };
+        let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let allowed = entry["response_code"] == 200;
+        match (self.world.gateway, allowed) {
+            (Gateway::ExtAuthz, true) => text("object"),
+            (Gateway::ExtAuthz, false) if entry["reason"].is_string() => text("reason"),
+            (Gateway::Xds, true) => text("route_name"),
+            (_, false) => text("response_code_details"),
+        }
     }
 
     fn bypass(

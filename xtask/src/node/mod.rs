@@ -26,6 +26,7 @@ pub mod dns;
 pub mod envoy;
 pub(crate) mod http;
 pub mod inner;
+mod mesh;
 mod netns;
 pub mod objects;
 pub mod pki;

@@ -2,6 +2,7 @@
 
 use std::io::{BufReader, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -65,6 +66,20 @@ pub enum Probe {
         /// Host header, if it is not `host`
         #[arg(long)]
         authority: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// GET over mutual TLS, without a sidecar
+    Mesh {
+        #[arg(long)]
+        to: SocketAddr,
+        /// Directory of tls.crt and tls.key
+        #[arg(long)]
+        certs: PathBuf,
+        #[arg(long)]
+        authority: String,
+        #[arg(long, default_value = "/get")]
+        path: String,
         #[command(flatten)]
         wait: Wait,
     },
@@ -162,6 +177,16 @@ impl Probe {
                     })
                 })
             }
+            Self::Mesh {
+                to,
+                certs,
+                authority,
+                path,
+                wait,
+            } => {
+                let response = super::mesh::get(*to, certs, authority, path, wait.duration())?;
+                Ok(answered(*to, response))
+            }
             Self::Tcp { to, wait } => {
                 TcpStream::connect_timeout(to, wait.duration())?;
                 Ok(Answer {
@@ -254,14 +279,18 @@ fn get(peer: SocketAddr, host: &str, path: &str, wait: Duration) -> Result<Answe
     http::write_request(&mut &stream, host, path)?;
     let response =
         http::read(&mut BufReader::new(&stream))?.context("the connection was closed")?;
-    Ok(Answer {
+    Ok(answered(peer, response))
+}
+
+fn answered(peer: SocketAddr, response: http::Message) -> Answer {
+    Answer {
         outcome: "answered".into(),
         peer: Some(peer),
         status: response.status(),
         body: String::from_utf8_lossy(&response.body).into_owned(),
         headers: response.headers,
         ..Answer::default()
-    })
+    }
 }
 
 fn failed(error: &anyhow::Error) -> Answer {
