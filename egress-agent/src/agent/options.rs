@@ -95,7 +95,7 @@ pub struct Options {
     )]
     pub gateway_authz: GatewayAuthz,
 
-    /// Serves gateway policy there to the egress gateways (Envoy's ext_authz and xDS), over mutual
+    /// Serves gateway policy there to the egress gateways (Envoy's `ext_authz` and xDS), over mutual
     /// TLS only.
     #[arg(long, env = "SALLYPORT_POLICY_ADDRESS", value_name = "ADDR")]
     pub policy_address: Option<SocketAddr>,
@@ -105,7 +105,7 @@ pub struct Options {
     pub policy_cert_dir: Option<PathBuf>,
 
     /// SPIFFE Workload API that gives the policy server's certificate, such as
-    /// unix:///run/spire/agent.sock.
+    /// `unix:///run/spire/agent.sock`.
     #[arg(
         long,
         env = "SPIFFE_ENDPOINT_SOCKET",

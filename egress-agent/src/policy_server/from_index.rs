@@ -91,7 +91,7 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn pod(name: &str, account: &str, ip: &str, more: serde_json::Value) -> Object {
+    fn pod(name: &str, account: &str, ip: &str, more: &serde_json::Value) -> Object {
         let mut value = json!({
             "metadata": { "name": name, "namespace": "istio-egress", "uid": name,
                           "labels": { "istio": "egress" } },
@@ -123,15 +123,20 @@ mod tests {
     #[test]
     fn gateways_by_address_and_account() {
         let index = index(vec![
-            pod("a", "egress", "10.0.0.1", json!({})),
-            pod("b", "", "10.0.0.2", json!({})),
+            pod("a", "egress", "10.0.0.1", &json!({})),
+            pod("b", "", "10.0.0.2", &json!({})),
             pod(
                 "done",
                 "egress",
                 "10.0.0.3",
-                json!({ "phase": "Succeeded" }),
+                &json!({ "phase": "Succeeded" }),
             ),
-            pod("host", "egress", "10.0.0.4", json!({ "hostNetwork": true })),
+            pod(
+                "host",
+                "egress",
+                "10.0.0.4",
+                &json!({ "hostNetwork": true }),
+            ),
         ]);
         let pods = gateway_pods(&index, "cluster.local");
         let found: Vec<(String, String)> = pods
@@ -157,8 +162,8 @@ mod tests {
     #[test]
     fn an_address_that_two_claim_is_nobodys() {
         let index = index(vec![
-            pod("a", "egress", "10.0.0.1", json!({})),
-            pod("b", "other", "10.0.0.1", json!({})),
+            pod("a", "egress", "10.0.0.1", &json!({})),
+            pod("b", "other", "10.0.0.1", &json!({})),
         ]);
         assert!(gateway_pods(&index, "cluster.local").is_empty());
         assert!(clients(&index).is_empty());

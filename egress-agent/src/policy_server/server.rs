@@ -29,7 +29,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is told to go after so long, so that certificates and authorities that have
 /// changed are looked at again; what is under way may end.
-const MAX_AGE: Duration = Duration::from_secs(1800);
+const MAX_AGE: Duration = Duration::from_mins(30);
 const MAX_AGE_GRACE: Duration = Duration::from_secs(30);
 /// Connections that have shaken hands and wait for the server's loop.
 const BACKLOG: usize = 64;

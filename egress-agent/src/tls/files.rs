@@ -1,6 +1,6 @@
 //! Certificates from a directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,22 +61,22 @@ fn watcher(changed: &Arc<Notify>) -> Option<RecommendedWatcher> {
 
 fn read(directory: &Path) -> Result<Identity, IdentityError> {
     Identity::from_pem(
-        &read_file(directory.join("tls.crt"))?,
-        &read_file(directory.join("tls.key"))?,
-        &read_file(directory.join("ca.crt"))?,
+        &read_file(&directory.join("tls.crt"))?,
+        &read_file(&directory.join("tls.key"))?,
+        &read_file(&directory.join("ca.crt"))?,
     )
 }
 
-fn read_file(path: PathBuf) -> Result<Vec<u8>, IdentityError> {
+fn read_file(path: &Path) -> Result<Vec<u8>, IdentityError> {
     let unreadable = |reason: String| IdentityError::Unreadable {
         file: path.display().to_string(),
         reason,
     };
-    let length = std::fs::metadata(&path)
+    let length = std::fs::metadata(path)
         .map_err(|error| unreadable(error.to_string()))?
         .len();
     if length > MAX_BYTES {
         return Err(unreadable(format!("is larger than {MAX_BYTES} bytes")));
     }
-    std::fs::read(&path).map_err(|error| unreadable(error.to_string()))
+    std::fs::read(path).map_err(|error| unreadable(error.to_string()))
 }

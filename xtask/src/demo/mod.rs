@@ -54,7 +54,7 @@ pub struct Args {
 /// What the egress gateway is; an Envoy either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Gateway {
-    /// Configured as Istio configures one, and asks the agent about each request (ext_authz)
+    /// Configured as Istio configures one, and asks the agent about each request (`ext_authz`)
     ExtAuthz,
     /// Has a bootstrap only, and gets all else from the agent (xDS)
     Xds,

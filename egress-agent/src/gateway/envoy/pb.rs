@@ -1,4 +1,8 @@
 //! Envoy's messages under short names, and the few shapes that stand everywhere.
+//!
+//! Most give an `Option`, since that is what every field of a message takes.
+
+#![expect(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
 
 use std::path::Path;
 

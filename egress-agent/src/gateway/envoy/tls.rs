@@ -1,5 +1,7 @@
 //! The gateway's own side of mutual TLS: its certificate, and which clients there are at all.
 
+#![expect(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
+
 use std::path::Path;
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
