@@ -96,9 +96,13 @@ pub fn decide(served: &Served, caller: &Caller, asked: &Asked<'_>, binding: Bind
         cause: Cause::UnknownGateway,
         gateway: None,
         client: client.clone().ok(),
-        owner: owner.map(|PodAccount { namespace, pod, service_account }| {
-            format!("{namespace}/{pod} ({service_account})")
-        }),
+        owner: owner.map(
+            |PodAccount {
+                 namespace,
+                 pod,
+                 service_account,
+             }| { format!("{namespace}/{pod} ({service_account})") },
+        ),
         decision: None,
     };
     let pod = served.gateway_pods.get(&address);
@@ -152,7 +156,11 @@ fn check_owner(
             let own = client.trust_domain() == trust_domain
                 && client.namespace() == owner.namespace
                 && client.service_account() == owner.service_account;
-            if own { Ok(()) } else { Err(Cause::StolenIdentity) }
+            if own {
+                Ok(())
+            } else {
+                Err(Cause::StolenIdentity)
+            }
         }
     }
 }
