@@ -2,7 +2,9 @@
 
 use super::attributes::Asked;
 use crate::gateway::access::{AccessReason, decide_access_with};
-use crate::gateway::{Connection, Decision, ObjectName, Request, SpiffeId, decide_connection};
+use crate::gateway::{
+    Connection, Decision, ObjectName, Request, SpiffeId, decide_connection, has_two_readings,
+};
 use crate::policy_server::{Caller, GatewayPod, PodAccount, Served};
 
 /// How a client's certificate is bound to the pod it was issued for.
@@ -123,6 +125,15 @@ pub fn decide(served: &Served, caller: &Caller, asked: &Asked<'_>, binding: Bind
         Err(cause) => verdict.cause = cause,
         Ok(_) if asked.http.is_none() && asked.sni.is_empty() => {
             verdict.cause = Cause::NoServerName;
+        }
+        // Of a gateway that leaves paths as clients write them: the server may read it otherwise.
+        Ok(_)
+            if asked
+                .http
+                .as_ref()
+                .is_some_and(|http| has_two_readings(http.path)) =>
+        {
+            verdict.cause = Cause::Policy(AccessReason::BadPath);
         }
         Ok(client) => {
             if let Some((gateway, decision)) = ask(served, pod, asked, &client) {

@@ -62,6 +62,10 @@ fn the_policy_decides_and_is_named() {
         ("api.example:81", "/b", (false, "unknown-port")),
         ("api.example", "/a%2f..%2fb", (false, "bad-path")),
         ("api.example", "", (false, "bad-path")),
+        ("api.example", "/a/../b", (true, "admitted")),
+        ("api.example", "/a/..//b", (true, "admitted")),
+        ("api.example", "/b//..", (false, "bad-path")),
+        ("open.example", "/a//../b", (false, "bad-path")),
         ("10.0.0.1", "/b", (false, "bad-host")),
         ("api.example", "/B", (false, "not-admitted")),
     ] {
