@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::options::Options;
-use crate::gateway::{self, OutboundPolicy, from_index};
+use crate::gateway::{self, OutboundPolicy};
 use crate::index::{Index, Key};
-use crate::policy_server::{self, Served};
+use crate::policy_server::Served;
 
 /// What the gateways let through, and the files that tell them.
 #[derive(Debug)]
@@ -53,13 +53,13 @@ impl Gateways {
 
     /// Compiles and renders anew, and says what is wrong, each once.
     pub fn compile(&mut self, index: &Index) {
-        let objects = from_index::objects(
+        let (served, problems) = Served::from_index(
             index,
             &self.trust_domain,
             self.cluster.as_deref(),
             self.outbound,
+            self.rendering.as_ref(),
         );
-        let (policy, problems) = gateway::compile(&objects);
         let mut now = BTreeSet::new();
         for problem in problems {
             let text = format!("{}: {}: {}", problem.object, problem.field, problem.reason);
@@ -74,19 +74,6 @@ impl Gateways {
             now.insert(text);
         }
         self.problems = now;
-        let resources = self
-            .rendering
-            .as_ref()
-            .map(|settings| gateway::render(&policy, settings))
-            .unwrap_or_default();
-        let mut served = Served {
-            resources,
-            policy,
-            gateway_pods: policy_server::gateway_pods(index, &self.trust_domain),
-            clients: policy_server::clients(index),
-            ..Served::default()
-        };
-        served.revision = revision(&served);
         self.compiled = Arc::new(served);
     }
 
@@ -122,16 +109,4 @@ impl Gateways {
     pub fn hash(&self, hash: &mut Sha256) {
         hash.update(&self.compiled.revision);
     }
-}
-
-/// Names a state by its contents.
-fn revision(served: &Served) -> String {
-    let mut hash = Sha256::new();
-    hash.update(format!(
-        "{:?} {:?} {:?}",
-        served.policy, served.gateway_pods, served.clients
-    ));
-    let bytes = hash.finalize();
-    let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
-    format!("{:016x}", u64::from_be_bytes(*head))
 }

@@ -104,10 +104,30 @@ impl AccessReason {
     }
 }
 
+/// How the lines of one header reached us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeaderLines {
+    /// Each for itself.
+    #[default]
+    Apart,
+    /// Joined by commas, as HTTP allows: nobody can tell them from commas inside a line.
+    Joined,
+}
+
 /// Decides as the rendered Envoy does.
 pub fn decide_access(policy: &GatewayPolicy, request: &Request<'_>) -> Decision {
+    decide_access_with(policy, request, HeaderLines::Apart)
+}
+
+/// The same, where headers may have been joined. Then `values` must match all of it, and
+/// `notValues` neither all of it nor a part: in doubt less is admitted.
+pub fn decide_access_with(
+    policy: &GatewayPolicy,
+    request: &Request<'_>,
+    lines: HeaderLines,
+) -> Decision {
     match find_route(policy, request) {
-        Ok(route) => decide_route(route, request),
+        Ok(route) => decide_route(route, request, lines),
         Err(reason) => Decision::refused(reason),
     }
 }
@@ -209,13 +229,13 @@ fn lookup<'a, T>(
     hosts.get_key_value(&HostPattern::Any)
 }
 
-fn decide_route(route: &Route, request: &Request<'_>) -> Decision {
+fn decide_route(route: &Route, request: &Request<'_>, lines: HeaderLines) -> Decision {
     let path = if request.normalized {
         normalize_again(request.path)
     } else {
         normalize(request.path)
     };
-    let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref());
+    let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref(), lines);
     decide_rules(&route.rules, route.service.as_ref(), admits)
 }
 
@@ -243,7 +263,12 @@ fn decide_rules(
     }
 }
 
-fn entry_admits(entry: &Entry, request: &Request<'_>, path: Option<&str>) -> bool {
+fn entry_admits(
+    entry: &Entry,
+    request: &Request<'_>,
+    path: Option<&str>,
+    lines: HeaderLines,
+) -> bool {
     let paths = || path.is_some_and(|path| entry.paths.iter().any(|pattern| pattern.matches(path)));
     entry.clients.admits(request.client)
         && (entry.methods.is_empty() || entry.methods.contains(request.method))
@@ -252,7 +277,7 @@ fn entry_admits(entry: &Entry, request: &Request<'_>, path: Option<&str>) -> boo
         && entry
             .headers
             .iter()
-            .all(|condition| header_holds(condition, request.headers))
+            .all(|condition| header_holds(condition, request.headers, lines))
 }
 
 impl Entry {
@@ -270,12 +295,21 @@ fn unmapped(address: IpAddr) -> IpAddr {
     }
 }
 
-fn header_holds(condition: &HeaderCondition, headers: &[(&str, &str)]) -> bool {
-    let any = |patterns: &[TextPattern]| {
+fn header_holds(condition: &HeaderCondition, headers: &[(&str, &str)], lines: HeaderLines) -> bool {
+    let values = || {
         headers
             .iter()
             .filter(|(name, _)| *name == condition.name)
-            .any(|(_, value)| patterns.iter().any(|pattern| pattern.matches(value)))
+            .map(|(_, value)| *value)
     };
-    (condition.values.is_empty() || any(&condition.values)) && !any(&condition.not_values)
+    let any = |patterns: &[TextPattern], value: &str| {
+        patterns.iter().any(|pattern| pattern.matches(value))
+    };
+    let forbidden = |value: &str| {
+        let part = |part: &str| any(&condition.not_values, part.trim_matches([' ', '\t']));
+        any(&condition.not_values, value)
+            || (lines == HeaderLines::Joined && value.split(',').any(part))
+    };
+    (condition.values.is_empty() || values().any(|value| any(&condition.values, value)))
+        && !values().any(forbidden)
 }

@@ -25,7 +25,7 @@ pub use access::{Connection, Decision, Request, decide_access, decide_connection
 pub use compile::compile;
 pub use envoy::{Settings, render};
 pub use identity::SpiffeId;
-pub use path::TextPattern;
+pub use path::{TextPattern, has_two_readings, normalize as normalize_path};
 pub use policy::{Effect, GatewayPolicy, ObjectName, OutboundPolicy, Problem};
 
 /// All that gateway policy is made from.

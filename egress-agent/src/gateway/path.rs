@@ -20,6 +20,24 @@ pub fn is_refused(target: &str) -> bool {
             .any(|escape| path.contains(escape))
 }
 
+/// Whether it depends on the reader where a path leads: `/a//../b` is `/a/b` for one that merges
+/// slashes after it has resolved dot segments, and `/b` for one that does so before. No path that
+/// was brought to its form is like that.
+pub fn has_two_readings(target: &str) -> bool {
+    let path = target.split('?').next().unwrap_or(target);
+    let unescaped = path
+        .replace(['\\'], "/")
+        .replace("%2e", ".")
+        .replace("%2E", ".");
+    let mut empty = false;
+    // The first is what stands before the leading slash.
+    unescaped.split('/').skip(1).any(|segment| {
+        empty |= segment.is_empty();
+        let name = segment.split(';').next().unwrap_or(segment);
+        empty && name == ".."
+    })
+}
+
 /// Brings the path of a request to the form in which it is compared: without query, escapes of
 /// unreserved characters decoded, other odd characters escaped, slashes merged and dot segments
 /// resolved. None if it has no such form; then no condition on paths holds.
@@ -42,8 +60,10 @@ pub fn normalize(target: &str) -> Option<String> {
     for segment in spelled.split('/').skip(1) {
         directory = true;
         match segment {
-            "" | "." => {}
+            "." => {}
+            // Slashes are merged only afterwards: `/a//..` is `/a/`.
             ".." => _ = segments.pop(),
+            "" => segments.push(segment),
             // Something hid it from Envoy; servers that ignore parameters would see a dot segment.
             name if name.starts_with("..;") || name.starts_with(".;") => return None,
             name => {
@@ -53,7 +73,7 @@ pub fn normalize(target: &str) -> Option<String> {
         }
     }
     let mut out = String::with_capacity(spelled.len());
-    for segment in &segments {
+    for segment in segments.iter().filter(|segment| !segment.is_empty()) {
         out.push('/');
         out.push_str(segment);
     }
@@ -216,6 +236,10 @@ mod tests {
             ("/../../b", Some("/b")),
             ("/a/./b/.", Some("/a/b/")),
             ("/a/..", Some("/")),
+            ("/a//../b", Some("/a/b")),
+            ("/a//b/../../c", Some("/a/c")),
+            ("//../b", Some("/b")),
+            ("/a//..", Some("/a/")),
             ("//a///b//", Some("/a/b/")),
             ("/%61dmin", Some("/admin")),
             ("/a%20b", Some("/a%20b")),
@@ -232,6 +256,23 @@ mod tests {
             ("a", None),
         ] {
             assert_eq!(normalize(given).as_deref(), expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn two_readings() {
+        for (path, expected) in [
+            ("/a//../b", true),
+            ("/a//x/%2E./b", true),
+            ("/a\\\\..;x/b", true),
+            ("//../b", true),
+            ("/a/../b", false),
+            ("/a/..//b", false),
+            ("/a//b", false),
+            ("/a//b?/../", false),
+            ("/a//...", false),
+        ] {
+            assert_eq!(has_two_readings(path), expected, "{path}");
         }
     }
 

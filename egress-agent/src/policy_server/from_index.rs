@@ -1,11 +1,53 @@
-//! Which pods are gateways, and whose address it is. Pure.
+//! What is served, made from the index: policy, which pods are gateways, whose address it is. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{GatewayPod, PodAccount};
-use crate::gateway::{ObjectName, SpiffeId};
+use sha2::{Digest as _, Sha256};
+
+use super::{GatewayPod, PodAccount, Served};
+use crate::gateway::{
+    ObjectName, OutboundPolicy, Problem, Settings, SpiffeId, compile, from_index, render,
+};
 use crate::index::{Index, Key, Labels, Pod};
+
+impl Served {
+    /// Everything that the objects say, and what is wrong with them. Gateways' Envoys get their
+    /// configuration only with `rendering`. `cluster` is the name of this cluster.
+    pub fn from_index(
+        index: &Index,
+        trust_domain: &str,
+        cluster: Option<&str>,
+        outbound: OutboundPolicy,
+        rendering: Option<&Settings>,
+    ) -> (Self, Vec<Problem>) {
+        let objects = from_index::objects(index, trust_domain, cluster, outbound);
+        let (policy, problems) = compile(&objects);
+        let mut served = Self {
+            revision: String::new(),
+            resources: rendering
+                .map(|settings| render(&policy, settings))
+                .unwrap_or_default(),
+            policy,
+            gateway_pods: gateway_pods(index, trust_domain),
+            clients: clients(index),
+        };
+        served.revision = revision(&served);
+        (served, problems)
+    }
+}
+
+/// Names a state by its contents.
+fn revision(served: &Served) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!(
+        "{:?} {:?} {:?}",
+        served.policy, served.gateway_pods, served.clients
+    ));
+    let bytes = hash.finalize();
+    let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
+    format!("{:016x}", u64::from_be_bytes(*head))
+}
 
 /// The pods that a `VirtualGateway` selects, by each of their addresses. Pods that are not Ready
 /// count too: an Envoy asks for its configuration before it can be. Finished pods, pods of the host

@@ -33,7 +33,7 @@ config:
     objects
 }
 
-const PATHS: [&str; 95] = [
+const PATHS: [&str; 102] = [
     "/b",
     "/b?x",
     "/b/",
@@ -129,6 +129,13 @@ const PATHS: [&str; 95] = [
     "/x\\..;\\b",
     "/status\\..;\\x",
     "/status/x/..;",
+    "/a//../b",
+    "/status//../b",
+    "/status//..//x",
+    "/x/y//../../b",
+    "//../b",
+    "/x//%2e%2e/b",
+    "/b//..",
 ];
 
 /// Envoy and the decision side by side. 400 is a refusal too: Envoy's own, of what has no one

@@ -1,11 +1,14 @@
 //! What a gateway tells of a request or connection.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
+
+use crate::gateway::access::HeaderLines;
 
 /// A question, borrowed from the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +33,8 @@ pub struct Http<'a> {
     /// Path and query.
     pub path: &'a str,
     /// Names in lower case, without pseudo-headers.
-    pub headers: Vec<(&'a str, &'a str)>,
+    pub headers: Vec<(&'a str, Cow<'a, str>)>,
+    pub lines: HeaderLines,
 }
 
 /// Reads a question.
@@ -76,34 +80,41 @@ fn read_http(http: &HttpRequest) -> Result<Http<'_>, &'static str> {
         authority: &http.host,
         method: &http.method,
         path: &http.path,
-        headers: headers(http)?,
+        headers: headers(http),
+        lines: if http.header_map.is_some() {
+            HeaderLines::Apart
+        } else {
+            HeaderLines::Joined
+        },
     })
 }
 
 /// From `header_map` where the gateway sends that (each line of a header for itself), else from
-/// `headers` (lines of one name joined by commas).
-fn headers(http: &HttpRequest) -> Result<Vec<(&str, &str)>, &'static str> {
-    let mut read = Vec::new();
+/// `headers` (lines of one name joined by commas). Bytes that are no UTF-8 match nothing that a
+/// policy can name, and are no reason to refuse a request whose headers don't matter.
+fn headers(http: &HttpRequest) -> Vec<(&str, Cow<'_, str>)> {
+    let real = |name: &str| !name.starts_with(':');
     match &http.header_map {
         Some(map) => {
-            for header in &map.headers {
-                let value = if header.raw_value.is_empty() {
-                    header.value.as_str()
-                } else {
-                    std::str::from_utf8(&header.raw_value)
-                        .map_err(|_| "a header's value is not UTF-8")?
-                };
-                read.push((header.key.as_str(), value));
-            }
+            let lines = map.headers.iter().filter(|header| real(&header.key));
+            lines
+                .map(|header| {
+                    let value = if header.raw_value.is_empty() {
+                        Cow::Borrowed(header.value.as_str())
+                    } else {
+                        String::from_utf8_lossy(&header.raw_value)
+                    };
+                    (header.key.as_str(), value)
+                })
+                .collect()
         }
-        None => read.extend(
-            http.headers
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str())),
-        ),
+        None => http
+            .headers
+            .iter()
+            .filter(|(name, _)| real(name))
+            .map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_str())))
+            .collect(),
     }
-    read.retain(|(name, _)| !name.starts_with(':'));
-    Ok(read)
 }
 
 /// `::ffff:10.0.0.1` is 10.0.0.1.

@@ -1,13 +1,11 @@
 //! The verdict on one question. Pure.
 
-use std::net::IpAddr;
-
 use super::attributes::Asked;
-use crate::gateway::access::AccessReason;
+use crate::gateway::access::{AccessReason, decide_access_with};
 use crate::gateway::{
-    Connection, Decision, ObjectName, Request, SpiffeId, decide_access, decide_connection,
+    Connection, Decision, ObjectName, Request, SpiffeId, decide_connection, has_two_readings,
 };
-use crate::policy_server::{Caller, Served};
+use crate::policy_server::{Caller, GatewayPod, PodAccount, Served};
 
 /// How a client's certificate is bound to the pod it was issued for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,55 +88,87 @@ impl Verdict {
     }
 }
 
-/// Decides. The caller is a gateway; which one, and on which port, the destination tells.
+/// Decides. The caller is a gateway; which one, and on which port, the destination tells. What the
+/// gateway did not prove to be is said before anything about the client.
 pub fn decide(served: &Served, caller: &Caller, asked: &Asked<'_>, binding: Binding) -> Verdict {
+    let (address, listener) = asked.gateway;
+    let client = read_client(asked.principal);
+    let owner = served.clients.get(&asked.client);
     let mut verdict = Verdict {
-        cause: Cause::NoPrincipal,
+        cause: Cause::UnknownGateway,
         gateway: None,
-        client: None,
-        owner: None,
+        client: client.clone().ok(),
+        owner: owner.map(
+            |PodAccount {
+                 namespace,
+                 pod,
+                 service_account,
+             }| { format!("{namespace}/{pod} ({service_account})") },
+        ),
         decision: None,
     };
-    match identify(served, asked, binding, &mut verdict) {
-        Ok(client) => {
-            let (cause, gateway, decision) = ask(served, caller, asked, &client);
-            verdict.cause = cause;
-            verdict.gateway = gateway;
-            verdict.decision = decision;
-        }
+    let pod = served.gateway_pods.get(&address);
+    let Some(pod) = pod.filter(|pod| pod.identity == caller.identity) else {
+        return verdict;
+    };
+    let listens = |gateway: &&ObjectName| {
+        let gateway = served.policy.gateways.get(*gateway);
+        gateway.is_some_and(|gateway| gateway.listeners.contains_key(&listener))
+    };
+    // Until the policy says which one decides.
+    verdict.gateway = pod.gateways.iter().find(listens).cloned();
+    let client = client.and_then(|client| {
+        check_owner(&client, owner, &served.policy.trust_domain, binding)?;
+        Ok(client)
+    });
+    match client {
         Err(cause) => verdict.cause = cause,
+        Ok(_) if asked.http.is_none() && asked.sni.is_empty() => {
+            verdict.cause = Cause::NoServerName;
+        }
+        // Of a gateway that leaves paths as clients write them: the server may read it otherwise.
+        Ok(_)
+            if asked
+                .http
+                .as_ref()
+                .is_some_and(|http| has_two_readings(http.path)) =>
+        {
+            verdict.cause = Cause::Policy(AccessReason::BadPath);
+        }
+        Ok(client) => {
+            if let Some((gateway, decision)) = ask(served, pod, asked, &client) {
+                verdict.cause = Cause::Policy(decision.reason);
+                verdict.gateway = Some(gateway.clone());
+                verdict.decision = Some(decision);
+            }
+        }
     }
     verdict
 }
 
-/// Who the client is, if its certificate is used from where it belongs.
-fn identify(
-    served: &Served,
-    asked: &Asked<'_>,
-    binding: Binding,
-    verdict: &mut Verdict,
-) -> Result<SpiffeId, Cause> {
-    if asked.principal.is_empty() {
+fn read_client(principal: &str) -> Result<SpiffeId, Cause> {
+    if principal.is_empty() {
         return Err(Cause::NoPrincipal);
     }
-    let client = SpiffeId::parse(asked.principal).map_err(|_| Cause::BadPrincipal)?;
-    verdict.client = Some(client.clone());
-    let owner = served.clients.get(&asked.client);
-    verdict.owner = owner.map(|owner| {
-        format!(
-            "{}/{} ({})",
-            owner.namespace, owner.pod, owner.service_account
-        )
-    });
+    SpiffeId::parse(principal).map_err(|_| Cause::BadPrincipal)
+}
+
+/// Whether the client's certificate is used from where it belongs.
+fn check_owner(
+    client: &SpiffeId,
+    owner: Option<&PodAccount>,
+    trust_domain: &str,
+    binding: Binding,
+) -> Result<(), Cause> {
     match (binding, owner) {
-        (Binding::Off, _) | (Binding::Prefer, None) => Ok(client),
+        (Binding::Off, _) | (Binding::Prefer, None) => Ok(()),
         (Binding::Require, None) => Err(Cause::UnknownAddress),
         (Binding::Require | Binding::Prefer, Some(owner)) => {
-            let own = client.trust_domain() == served.policy.trust_domain
+            let own = client.trust_domain() == trust_domain
                 && client.namespace() == owner.namespace
                 && client.service_account() == owner.service_account;
             if own {
-                Ok(client)
+                Ok(())
             } else {
                 Err(Cause::StolenIdentity)
             }
@@ -149,23 +179,15 @@ fn identify(
 /// Asks the policy of each `VirtualGateway` that selects the gateway's pod. Where several listen
 /// on that port, the one that serves the host decides, and of two such the first by name: what
 /// may be reached is a matter of the host's own policies, equal for both.
-fn ask(
+fn ask<'a>(
     served: &Served,
-    caller: &Caller,
+    pod: &'a GatewayPod,
     asked: &Asked<'_>,
     client: &SpiffeId,
-) -> (Cause, Option<ObjectName>, Option<Decision>) {
-    let (address, listener) = asked.gateway;
-    let pod = served.gateway_pods.get(&address);
-    let Some(pod) = pod.filter(|pod| pod.identity == caller.identity) else {
-        return (Cause::UnknownGateway, None, None);
-    };
-    if asked.http.is_none() && asked.sni.is_empty() {
-        return (Cause::NoServerName, None, None);
-    }
+) -> Option<(&'a ObjectName, Decision)> {
     let mut best: Option<(u8, &ObjectName, Decision)> = None;
     for gateway in &pod.gateways {
-        let decision = decide_at(served, gateway, listener, client, asked.client, asked);
+        let decision = decide_at(served, gateway, client, asked);
         let rank = match decision.reason {
             AccessReason::NoListener => 0,
             AccessReason::UnknownHost => 1,
@@ -176,46 +198,46 @@ fn ask(
             best = Some((rank, gateway, decision));
         }
     }
-    match best {
-        Some((_, gateway, decision)) => (
-            Cause::Policy(decision.reason),
-            Some(gateway.clone()),
-            Some(decision),
-        ),
-        None => (Cause::UnknownGateway, None, None),
-    }
+    best.map(|(_, gateway, decision)| (gateway, decision))
 }
 
 fn decide_at(
     served: &Served,
     gateway: &ObjectName,
-    listener: u16,
     client: &SpiffeId,
-    client_ip: IpAddr,
     asked: &Asked<'_>,
 ) -> Decision {
+    let (_, listener) = asked.gateway;
     match &asked.http {
-        Some(http) => decide_access(
-            &served.policy,
-            &Request {
-                gateway,
-                listener,
-                client,
-                client_ip,
-                authority: http.authority,
-                method: http.method,
-                path: http.path,
-                normalized: true,
-                headers: &http.headers,
-            },
-        ),
+        Some(http) => {
+            let headers: Vec<(&str, &str)> = http
+                .headers
+                .iter()
+                .map(|(name, value)| (*name, value.as_ref()))
+                .collect();
+            decide_access_with(
+                &served.policy,
+                &Request {
+                    gateway,
+                    listener,
+                    client,
+                    client_ip: asked.client,
+                    authority: http.authority,
+                    method: http.method,
+                    path: http.path,
+                    normalized: true,
+                    headers: &headers,
+                },
+                http.lines,
+            )
+        }
         None => decide_connection(
             &served.policy,
             &Connection {
                 gateway,
                 listener,
                 client,
-                client_ip,
+                client_ip: asked.client,
                 sni: asked.sni,
             },
         ),
