@@ -18,7 +18,7 @@ use crate::datapath::{Adopt, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
 use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
-use crate::source::Snapshot;
+use crate::source::{Health, SourceError, Update};
 use crate::telemetry::Metrics;
 
 /// Nanoseconds between two events of one pod and CPU, on the average.
@@ -43,8 +43,12 @@ pub struct Core {
     status: NodeStatus,
     writes: u64,
     announced: bool,
-    /// Files that could not be read, of the last snapshot.
+    /// What could not be read, of the last update, and may hide something that holds pods.
     unread: usize,
+    /// Many may write objects; see [`Update::shared`].
+    shared: bool,
+    source_health: Health,
+    source_problems: Vec<SourceError>,
     /// Everything could be read and used once: from then on last good versions are known.
     clean: bool,
     /// The kernel held something when this agent began.
@@ -97,6 +101,9 @@ impl Core {
             writes: 0,
             announced: false,
             unread: 0,
+            shared: false,
+            source_health: Health::default(),
+            source_problems: Vec::new(),
             clean: false,
             heir,
             problems: BTreeSet::new(),
@@ -106,15 +113,9 @@ impl Core {
 
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
     /// gateways' files in step with both.
-    pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
-        let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
-        if let Some(snapshot) = snapshot {
-            self.unread = snapshot.problems.len();
-            for _ in &snapshot.problems {
-                self.metrics.source_error();
-            }
-        }
-        self.compile(changed || snapshot.is_some());
+    pub fn pass(&mut self, update: Option<Update>) -> Result<Outcome> {
+        let changed = update.is_some_and(|update| self.learn(update));
+        self.compile(changed);
         if self.is_held_back() {
             self.run_dir.unset_ready()?;
             return Ok(Outcome {
@@ -136,7 +137,8 @@ impl Core {
         let synced = report.in_sync() && !gateways_failed;
         self.observed = report.observed;
         let desired = &self.compiled.desired;
-        let status = status(desired, &self.sightings, &self.observed, &errors);
+        let mut status = status(desired, &self.sightings, &self.observed, &errors);
+        status.source = self.source_health;
         self.publish(status)?;
         if synced {
             self.run_dir.set_ready(Ready {
@@ -161,6 +163,25 @@ impl Core {
         })
     }
 
+    /// Whether there is something to compile.
+    fn learn(&mut self, mut update: Update) -> bool {
+        // The first one may well be empty.
+        let changed = update.apply(&mut self.index) | update.whole;
+        for _ in update
+            .problems
+            .iter()
+            .filter(|p| !self.source_problems.contains(p))
+        {
+            self.metrics.source_error();
+        }
+        self.unread = update.unread;
+        self.shared = update.shared;
+        self.source_health = update.health;
+        self.source_problems = update.problems;
+        self.metrics.set_source(&self.source_health);
+        changed
+    }
+
     /// Whether the kernel must be left as it is: an agent that starts has no last good version of
     /// what it can't read now, and what the kernel holds may come from it. Until all could be read
     /// once, nothing is loosened; pods that are new meanwhile meet the closed gate.
@@ -168,8 +189,13 @@ impl Core {
         if self.clean {
             return false;
         }
-        let refused = |problem: &&Problem| problem.effect == Effect::Refused;
-        let refused = self.compiled.problems.iter().filter(refused).count();
+        // Where many write objects, one of theirs must not keep what operators declare from the
+        // kernel; without any other than a lockdown nothing is looser.
+        let counts = |problem: &&Problem| {
+            problem.effect == Effect::Refused
+                && (!self.shared || problem.object.kind == "EgressLockdown")
+        };
+        let refused = self.compiled.problems.iter().filter(counts).count();
         self.clean = self.unread + refused == 0;
         if self.clean || !self.heir {
             return false;

@@ -5,6 +5,7 @@ mod core;
 mod gateways;
 mod options;
 mod run_dir;
+mod source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,13 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
-pub use options::{LogFormat, Options, Outbound, UnknownPods};
+pub use options::{LogFormat, Options, Outbound, Source, UnknownPods};
 pub use run_dir::{Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};
 use crate::node::{Kubepods, Scout, Watcher};
-use crate::source::YamlDir;
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
 
@@ -48,8 +48,8 @@ pub async fn run(options: Options) -> Result<()> {
     let run_dir = RunDir::lock(&options.run_dir)?;
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
         .context("can't find the pods' cgroups")?;
-    let (source, mut snapshots) =
-        YamlDir::open(&options.state_dir).context("can't read the declared state")?;
+    let mut sources = JoinSet::new();
+    let mut updates = source::open(&options, &mut sources).await?;
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
@@ -64,14 +64,19 @@ pub async fn run(options: Options) -> Result<()> {
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
-    tasks.spawn(source.run());
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = Retry::default();
-    let mut fresh = Some(snapshots.borrow_and_update().clone());
-    loop {
-        let outcome = tokio::task::block_in_place(|| core.pass(fresh.take().as_ref()));
+    // Sync first: what the kernel holds stands until everything was read once.
+    let mut stop = tokio::select! {
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        changed = updates.changed() => changed.map(|()| false)?,
+    };
+    let mut fresh = Some(updates.take());
+    while !stop {
+        let outcome = tokio::task::block_in_place(|| core.pass(fresh.take()));
         let outcome = outcome.unwrap_or_else(|error| {
             tracing::error!(event = "pass_failed", error = format!("{error:#}"));
             Outcome {
@@ -82,13 +87,13 @@ pub async fn run(options: Options) -> Result<()> {
         });
         watcher.looked(outcome.incomplete);
         let again = retry.next(outcome.failed, outcome.next_change);
-        let stop = loop {
+        stop = loop {
             tokio::select! {
                 _ = terminate.recv() => break true,
                 _ = interrupt.recv() => break true,
-                changed = snapshots.changed() => {
-                    changed.context("the source of objects has ended")?;
-                    fresh = Some(snapshots.borrow_and_update().clone());
+                changed = updates.changed() => {
+                    changed?;
+                    fresh = Some(updates.take());
                     break false;
                 }
                 changed = watcher.changed() => {
@@ -103,10 +108,8 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             }
         };
-        if stop {
-            break;
-        }
     }
+    sources.shutdown().await;
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())
