@@ -18,7 +18,7 @@ use crate::datapath::{Adopt, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
 use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
-use crate::source::{Health, SourceError, Update};
+use crate::source::Update;
 use crate::telemetry::Metrics;
 
 /// Nanoseconds between two events of one pod and CPU, on the average.
@@ -43,12 +43,8 @@ pub struct Core {
     status: NodeStatus,
     writes: u64,
     announced: bool,
-    /// What could not be read, of the last update, and may hide something that holds pods.
-    unread: usize,
-    /// Many may write objects; see [`Update::shared`].
-    shared: bool,
-    source_health: Health,
-    source_problems: Vec<SourceError>,
+    /// The last update, without its objects: what could not be read, and how new it is.
+    told: Update,
     /// Everything could be read and used once: from then on last good versions are known.
     clean: bool,
     /// The kernel held something when this agent began.
@@ -100,10 +96,7 @@ impl Core {
             status: NodeStatus::default(),
             writes: 0,
             announced: false,
-            unread: 0,
-            shared: false,
-            source_health: Health::default(),
-            source_problems: Vec::new(),
+            told: Update::default(),
             clean: false,
             heir,
             problems: BTreeSet::new(),
@@ -138,7 +131,7 @@ impl Core {
         self.observed = report.observed;
         let desired = &self.compiled.desired;
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
-        status.source = self.source_health;
+        status.source = self.told.health;
         self.publish(status)?;
         if synced {
             self.run_dir.set_ready(Ready {
@@ -167,18 +160,12 @@ impl Core {
     fn learn(&mut self, mut update: Update) -> bool {
         // The first one may well be empty.
         let changed = update.apply(&mut self.index) | update.whole;
-        for _ in update
-            .problems
-            .iter()
-            .filter(|p| !self.source_problems.contains(p))
-        {
+        let known = &self.told.problems;
+        for _ in update.problems.iter().filter(|p| !known.contains(p)) {
             self.metrics.source_error();
         }
-        self.unread = update.unread;
-        self.shared = update.shared;
-        self.source_health = update.health;
-        self.source_problems = update.problems;
-        self.metrics.set_source(&self.source_health);
+        self.metrics.set_source(&update.health);
+        self.told = update;
         changed
     }
 
@@ -193,16 +180,16 @@ impl Core {
         // kernel; without any other than a lockdown nothing is looser.
         let counts = |problem: &&Problem| {
             problem.effect == Effect::Refused
-                && (!self.shared || problem.object.kind == "EgressLockdown")
+                && (!self.told.shared || problem.object.kind == "EgressLockdown")
         };
         let refused = self.compiled.problems.iter().filter(counts).count();
-        self.clean = self.unread + refused == 0;
+        self.clean = self.told.unread + refused == 0;
         if self.clean || !self.heir {
             return false;
         }
         tracing::error!(
             event = "held_back",
-            unread = self.unread,
+            unread = self.told.unread,
             refused,
             "some of the declared state can't be used, and the kernel still holds what an earlier \
              agent made of it: nothing is changed until the errors above are mended"

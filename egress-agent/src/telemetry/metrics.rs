@@ -186,7 +186,9 @@ impl Metrics {
     /// Whether the source is being followed.
     pub fn set_source(&self, health: &crate::source::Health) {
         self.source_connected.set(health.connected.into());
-        let since = health.stale_since.map_or(0, |since| since.as_second());
+        let since = health
+            .stale_since
+            .map_or(0, k8s_openapi::jiff::Timestamp::as_second);
         self.source_stale_since.set(since);
     }
 

@@ -96,9 +96,8 @@ impl Follower {
                 self.take();
             }
         };
-        if timeout(PATIENCE, wait).await.is_err() {
-            panic!("waiting for {what}: {:#?}", self.index);
-        }
+        let late = timeout(PATIENCE, wait).await.is_err();
+        assert!(!late, "waiting for {what}: {:#?}", self.index);
     }
 
     /// Nothing comes for some time.

@@ -17,7 +17,7 @@ use super::store::Change;
 use super::{BOOKMARKS, Shared, State};
 
 /// A watch ends by itself after so long, if the client names no time.
-const LONGEST: Duration = Duration::from_secs(1800);
+const LONGEST: Duration = Duration::from_mins(30);
 
 /// What to do next.
 enum Next {
@@ -47,7 +47,7 @@ pub(super) fn watch(
             Ok((version, first)) => {
                 let gone = state.dice.roll(Fault::Gone, place);
                 // Either way is seen of real ones.
-                let refused = gone && state.dice.number(Fault::Gone, place) % 2 == 0;
+                let refused = gone && state.dice.number(Fault::Gone, place).is_multiple_of(2);
                 let refusal =
                     refused.then(|| Response::failure(410, "Expired", "too old resource version"));
                 (refusal, gone, version, first)

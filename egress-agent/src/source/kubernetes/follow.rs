@@ -21,7 +21,7 @@ use crate::index::Key;
 /// Objects of one page of a list; as client-go.
 const PAGE: u32 = 500;
 /// A page, or the head of an answer, takes no longer.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 /// A list that runs out of its time (410) is begun anew so often in pages, then in one piece.
 const PAGED_TRIES: u32 = 3;
 /// So many failures in a row to go on where a watch broke off are enough to list again.
@@ -50,7 +50,7 @@ impl Default for Pace {
             first: Duration::from_millis(500),
             longest: Duration::from_secs(30),
             watch: Duration::from_secs(290),
-            silence: Duration::from_secs(120),
+            silence: Duration::from_mins(2),
         }
     }
 }
@@ -198,14 +198,11 @@ where
                     Ok(page) => {
                         let read = |value| read(&self.watch, value);
                         items.extend(page.items.into_iter().flatten().filter_map(read));
-                        match page.metadata.next.filter(|next| !next.is_empty()) {
-                            Some(next) => params.continue_token = Some(next),
-                            None => {
-                                let version = page.metadata.resource_version;
-                                let version = version.filter(|version| !version.is_empty());
-                                let version = version.ok_or(Trouble::NoVersion)?;
-                                return Ok((items, version));
-                            }
+                        params.continue_token = page.metadata.next.filter(|n| !n.is_empty());
+                        if params.continue_token.is_none() {
+                            let version = page.metadata.resource_version;
+                            let version = version.filter(|version| !version.is_empty());
+                            return Ok((items, version.ok_or(Trouble::NoVersion)?));
                         }
                     }
                     Err(trouble) if trouble.is_expired() && tries < PAGED_TRIES => {
@@ -235,7 +232,7 @@ where
     async fn watch_once(&mut self, version: &mut String) -> Result<End, Unheard> {
         let wait = Wait::new(self.pace);
         // Not all at once, should they all have begun at once.
-        let seconds = self.pace.watch - wait.jitter(self.pace.watch / 6);
+        let seconds = self.pace.watch.mul_f64(0.8) + wait.jitter(self.pace.watch / 5);
         let params = WatchParams {
             label_selector: self.resource.label_selector.clone(),
             field_selector: self.resource.field_selector.clone(),

@@ -32,6 +32,7 @@ pub enum Watch {
 }
 
 /// Kinds that say who may do what.
+#[allow(clippy::enum_variant_names, reason = "named as the kinds are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Policy {
     EgressLockdown,
