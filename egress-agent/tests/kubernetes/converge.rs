@@ -16,7 +16,7 @@ use super::objects::{self, NODE, gloo};
 use super::world::{Follower, cluster};
 
 /// Changes of one run.
-const CHANGES: u32 = 60;
+const CHANGES: u32 = 120;
 /// After the last fault the true state is there within so long.
 const BOUND: Duration = Duration::from_secs(20);
 /// Exceptions that lockdowns have now and then, by number.
@@ -330,7 +330,7 @@ async fn run(seed: u64) -> (usize, usize) {
     witness.check(seed, &follower.index, &history);
     history.api.set_faults(Faults {
         seed,
-        per_mille: 150,
+        per_mille: 60,
         budget: 80,
         kinds: Vec::new(),
         delay: Duration::from_millis(20),

@@ -30,6 +30,8 @@ use store::{Refused, Store};
 
 /// Bookmarks come so often where they are asked for.
 const BOOKMARKS: Duration = Duration::from_millis(200);
+/// Looks for new connections so often: from another network namespace none can wake it.
+const ACCEPT: Duration = Duration::from_millis(5);
 
 /// What a request was: its verb as RBAC has it, and the resource (`pods`,
 /// `virtualgateways.sallyport.dev`).
@@ -97,6 +99,7 @@ impl ApiServer {
     /// If the listener has no address.
     pub fn serve(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -238,21 +241,18 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         self.break_connections();
-        // Wakes the accepting thread; if that can't be, it ends with the process.
-        if TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok()
-            && let Some(accepting) = self.accepting.take()
-        {
+        if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
     }
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    for stream in listener.incoming() {
-        if shared.stopped.load(Ordering::SeqCst) {
-            return;
-        }
-        let Ok(stream) = stream else { continue };
+    while !shared.stopped.load(Ordering::SeqCst) {
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(ACCEPT);
+            continue;
+        };
         if shared.is_away() {
             continue;
         }

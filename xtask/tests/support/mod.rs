@@ -9,7 +9,7 @@ pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -154,6 +154,16 @@ impl Cluster {
 
     /// Starts the agent; `wait` until it is in step.
     pub fn agent(&self, wait: bool) -> Agent {
+        self.start(&["--state-dir"], self.state.path(), wait)
+    }
+
+    /// As `agent`, with its declared state from the API server that the kubeconfig names.
+    pub fn agent_of_api_server(&self, kubeconfig: &Path, wait: bool) -> Agent {
+        let source = ["--source", "kubernetes", "--kubeconfig"];
+        self.start(&source, kubeconfig, wait)
+    }
+
+    fn start(&self, source: &[&str], path: &Path, wait: bool) -> Agent {
         // What a killed agent left behind says nothing of this one.
         let _ = fs::remove_file(self.run_dir().join("ready"));
         let log: File = OpenOptions::new()
@@ -166,8 +176,8 @@ impl Cluster {
             .host_command(&program("SALLYPORT_AGENT"))
             .expect("a command")
             .args(["--node-name", plan::NODE_NAME, "--log-format", "json"])
-            .arg("--state-dir")
-            .arg(self.state.path())
+            .args(source)
+            .arg(path)
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--cgroup-root")
