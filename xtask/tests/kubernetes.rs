@@ -4,24 +4,26 @@ mod support;
 
 mod needs_root {
     use std::fs;
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
     use std::path::PathBuf;
     use std::thread::sleep;
     use std::time::Duration;
 
     use serde_json::{Value, json};
     use xtask::apiserver::{ApiServer, own_definitions};
-    use xtask::node::plan;
+    use xtask::node::{Netns, PodSpec, objects, plan};
 
     use super::support::traffic::{SECRET, Traffic};
     use super::support::{Cluster, skipped};
 
     /// What the directory holds, in an API server on the node's loopback.
     fn serve(cluster: &Cluster) -> (ApiServer, PathBuf) {
-        let listener = cluster
-            .node
-            .host()
-            .within(|| Ok(TcpListener::bind("127.0.0.1:0")?))
+        serve_at(cluster, cluster.node.host(), Ipv4Addr::LOCALHOST)
+    }
+
+    fn serve_at(cluster: &Cluster, netns: &Netns, ip: Ipv4Addr) -> (ApiServer, PathBuf) {
+        let listener = netns
+            .within(move || Ok(TcpListener::bind((ip, 0))?))
             .expect("a port");
         let api = ApiServer::serve(listener).expect("an address");
         for definition in own_definitions() {
@@ -155,5 +157,34 @@ mod needs_root {
         let out = out.iter().filter(|packet| packet.contains(SECRET)).count();
         assert_eq!(out, 0, "nothing got out");
         agent.stop();
+    }
+    #[test]
+    fn an_agent_in_a_new_pod_gets_through_the_closed_gate() {
+        if skipped("an_agent_in_a_new_pod_gets_through_the_closed_gate") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        // Not on loopback, which is open to all.
+        let (api, kubeconfig) = serve_at(&cluster, cluster.node.outside(), plan::OUTSIDE.v4);
+        cluster.agent_of_api_server(&kubeconfig, true).stop();
+        let spec = PodSpec::new("sallyport-system", "agent-2", 40).host_network();
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        let to = api.address().to_string();
+        let reached = || {
+            let answer = pod.probe(&["tcp", "--to", &to, "--timeout-ms", "400"]);
+            answer.expect("a probe").outcome
+        };
+        let before = reached();
+        assert_ne!(before, "connected", "the gate is closed");
+        api.apply(&objects::namespace("sallyport-system"))
+            .expect("it is taken");
+        api.apply(&objects::pod(&spec)).expect("it is taken");
+        let mut agent = cluster.agent_in(&pod, &kubeconfig);
+        agent.wait(&cluster, "being in step", Cluster::ready);
+        let (code, status) = cluster.egressctl(&["status"]);
+        assert_eq!(code, Some(0), "{status}");
+        agent.stop();
+        assert_eq!(reached(), "connected", "{before} before");
     }
 }

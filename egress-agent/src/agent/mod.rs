@@ -4,6 +4,7 @@
 mod core;
 mod gateways;
 mod options;
+mod own_pod;
 mod run_dir;
 mod source;
 
@@ -58,7 +59,8 @@ pub async fn run(options: Options) -> Result<()> {
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
     );
-    let kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    let mut kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    own_pod::let_through(&mut kernel, &kubepods)?;
     let gateways = Gateways::new(&options);
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));

@@ -154,16 +154,22 @@ impl Cluster {
 
     /// Starts the agent; `wait` until it is in step.
     pub fn agent(&self, wait: bool) -> Agent {
-        self.start(&["--state-dir"], self.state.path(), wait)
+        self.start(None, &["--state-dir"], self.state.path(), wait)
     }
 
     /// As `agent`, with its declared state from the API server that the kubeconfig names.
     pub fn agent_of_api_server(&self, kubeconfig: &Path, wait: bool) -> Agent {
         let source = ["--source", "kubernetes", "--kubeconfig"];
-        self.start(&source, kubeconfig, wait)
+        self.start(None, &source, kubeconfig, wait)
     }
 
-    fn start(&self, source: &[&str], path: &Path, wait: bool) -> Agent {
+    /// As `agent_of_api_server`, but as a process of this pod, which must be in the node's network.
+    pub fn agent_in(&self, pod: &Pod, kubeconfig: &Path) -> Agent {
+        let source = ["--source", "kubernetes", "--kubeconfig"];
+        self.start(Some(pod), &source, kubeconfig, false)
+    }
+
+    fn start(&self, pod: Option<&Pod>, source: &[&str], path: &Path, wait: bool) -> Agent {
         // What a killed agent left behind says nothing of this one.
         let _ = fs::remove_file(self.run_dir().join("ready"));
         let log: File = OpenOptions::new()
@@ -171,10 +177,21 @@ impl Cluster {
             .append(true)
             .open(self.log_path())
             .expect("a log");
-        let child = self
-            .node
-            .host_command(&program("SALLYPORT_AGENT"))
-            .expect("a command")
+        let agent = program("SALLYPORT_AGENT");
+        let mut command = match pod {
+            None => self.node.host_command(&agent).expect("a command"),
+            Some(pod) => {
+                let container = pod.cgroup().join("agent");
+                fs::create_dir_all(&container).expect("a cgroup");
+                let shell = self.node.host_command(Path::new("/bin/sh"));
+                let mut shell = shell.expect("a command");
+                shell
+                    .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+                    .args([container, agent]);
+                shell
+            }
+        };
+        let child = command
             .args(["--node-name", plan::NODE_NAME, "--log-format", "json"])
             .args(source)
             .arg(path)
