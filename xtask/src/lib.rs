@@ -2,6 +2,7 @@
 //!
 //! One file per verb; `main.rs` only parses the command line and calls it.
 
+pub mod apiserver;
 pub mod bench;
 pub mod binaries;
 pub mod checks;

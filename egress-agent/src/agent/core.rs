@@ -18,7 +18,7 @@ use crate::datapath::{Adopt, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
 use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
-use crate::source::Snapshot;
+use crate::source::Update;
 use crate::telemetry::Metrics;
 
 /// Nanoseconds between two events of one pod and CPU, on the average.
@@ -43,8 +43,8 @@ pub struct Core {
     status: NodeStatus,
     writes: u64,
     announced: bool,
-    /// Files that could not be read, of the last snapshot.
-    unread: usize,
+    /// The last update, without its objects: what could not be read, and how new it is.
+    told: Update,
     /// Everything could be read and used once: from then on last good versions are known.
     clean: bool,
     /// The kernel held something when this agent began.
@@ -96,7 +96,7 @@ impl Core {
             status: NodeStatus::default(),
             writes: 0,
             announced: false,
-            unread: 0,
+            told: Update::default(),
             clean: false,
             heir,
             problems: BTreeSet::new(),
@@ -106,15 +106,9 @@ impl Core {
 
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
     /// gateways in step with both.
-    pub fn pass(&mut self, snapshot: Option<&Arc<Snapshot>>) -> Result<Outcome> {
-        let changed = snapshot.is_some_and(|snapshot| self.index.reset(snapshot.objects.clone()));
-        if let Some(snapshot) = snapshot {
-            self.unread = snapshot.problems.len();
-            for _ in &snapshot.problems {
-                self.metrics.source_error();
-            }
-        }
-        self.compile(changed || snapshot.is_some());
+    pub fn pass(&mut self, update: Option<Update>) -> Result<Outcome> {
+        let changed = update.is_some_and(|update| self.learn(update));
+        self.compile(changed);
         if self.is_held_back() {
             self.run_dir.unset_ready()?;
             return Ok(Outcome {
@@ -136,7 +130,8 @@ impl Core {
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
         let desired = &self.compiled.desired;
-        let status = status(desired, &self.sightings, &self.observed, &errors);
+        let mut status = status(desired, &self.sightings, &self.observed, &errors);
+        status.source = self.told.health;
         self.publish(status)?;
         if synced {
             self.run_dir.set_ready(Ready {
@@ -161,6 +156,19 @@ impl Core {
         })
     }
 
+    /// Whether there is something to compile.
+    fn learn(&mut self, mut update: Update) -> bool {
+        // The first one may well be empty.
+        let changed = update.apply(&mut self.index) | update.whole;
+        let known = &self.told.problems;
+        for _ in update.problems.iter().filter(|p| !known.contains(p)) {
+            self.metrics.source_error();
+        }
+        self.metrics.set_source(&update.health);
+        self.told = update;
+        changed
+    }
+
     /// Whether the kernel must be left as it is: an agent that starts has no last good version of
     /// what it can't read now, and what the kernel holds may come from it. Until all could be read
     /// once, nothing is loosened; pods that are new meanwhile meet the closed gate.
@@ -168,15 +176,20 @@ impl Core {
         if self.clean {
             return false;
         }
-        let refused = |problem: &&Problem| problem.effect == Effect::Refused;
-        let refused = self.compiled.problems.iter().filter(refused).count();
-        self.clean = self.unread + refused == 0;
+        // Where many write objects, one of theirs must not keep what operators declare from the
+        // kernel; without any other than a lockdown nothing is looser.
+        let counts = |problem: &&Problem| {
+            problem.effect == Effect::Refused
+                && (!self.told.shared || problem.object.kind == "EgressLockdown")
+        };
+        let refused = self.compiled.problems.iter().filter(counts).count();
+        self.clean = self.told.unread + refused == 0;
         if self.clean || !self.heir {
             return false;
         }
         tracing::error!(
             event = "held_back",
-            unread = self.unread,
+            unread = self.told.unread,
             refused,
             "some of the declared state can't be used, and the kernel still holds what an earlier \
              agent made of it: nothing is changed until the errors above are mended"

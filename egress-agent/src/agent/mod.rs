@@ -4,8 +4,10 @@
 mod core;
 mod gateways;
 mod options;
+mod own_pod;
 mod policy;
 mod run_dir;
+mod source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +20,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
-pub use options::{ClientBinding, GatewayAuthz, LogFormat, Options, Outbound, TlsMin, UnknownPods};
+pub use options::{
+    ClientBinding, GatewayAuthz, LogFormat, Options, Outbound, Source, TlsMin, UnknownPods,
+};
 pub use run_dir::{Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};
 use crate::node::{Kubepods, Scout, Watcher};
-use crate::source::YamlDir;
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
 
@@ -49,8 +52,8 @@ pub async fn run(options: Options) -> Result<()> {
     let run_dir = RunDir::lock(&options.run_dir)?;
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
         .context("can't find the pods' cgroups")?;
-    let (source, mut snapshots) =
-        YamlDir::open(&options.state_dir).context("can't read the declared state")?;
+    let mut sources = JoinSet::new();
+    let mut updates = source::open(&options, &mut sources).await?;
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
@@ -59,21 +62,27 @@ pub async fn run(options: Options) -> Result<()> {
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
     );
-    let kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    let mut kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    own_pod::let_through(&mut kernel, &kubepods)?;
     let gateways = Gateways::new(&options);
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
     policy::serve(&options, gateways.served(), metrics.policy(), &mut tasks)?;
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
-    tasks.spawn(source.run());
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut retry = Retry::default();
-    let mut fresh = Some(snapshots.borrow_and_update().clone());
-    loop {
-        let outcome = tokio::task::block_in_place(|| core.pass(fresh.take().as_ref()));
+    // Sync first: what the kernel holds stands until everything was read once.
+    let mut stop = tokio::select! {
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        changed = updates.changed() => changed.map(|()| false)?,
+    };
+    let mut fresh = Some(updates.take());
+    while !stop {
+        let outcome = tokio::task::block_in_place(|| core.pass(fresh.take()));
         let outcome = outcome.unwrap_or_else(|error| {
             tracing::error!(event = "pass_failed", error = format!("{error:#}"));
             Outcome {
@@ -84,13 +93,13 @@ pub async fn run(options: Options) -> Result<()> {
         });
         watcher.looked(outcome.incomplete);
         let again = retry.next(outcome.failed, outcome.next_change);
-        let stop = loop {
+        stop = loop {
             tokio::select! {
                 _ = terminate.recv() => break true,
                 _ = interrupt.recv() => break true,
-                changed = snapshots.changed() => {
-                    changed.context("the source of objects has ended")?;
-                    fresh = Some(snapshots.borrow_and_update().clone());
+                changed = updates.changed() => {
+                    changed?;
+                    fresh = Some(updates.take());
                     break false;
                 }
                 changed = watcher.changed() => {
@@ -105,10 +114,8 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             }
         };
-        if stop {
-            break;
-        }
     }
+    sources.shutdown().await;
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())

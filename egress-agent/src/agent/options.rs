@@ -20,9 +20,22 @@ pub struct Options {
     #[arg(long, env = "SALLYPORT_NODE_NAME")]
     pub node_name: String,
 
-    /// Directory of Kubernetes objects (*.yaml, *.yml, *.json).
-    #[arg(long, env = "SALLYPORT_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
+    /// Where the declared state comes from.
+    #[arg(long, env = "SALLYPORT_SOURCE", value_enum, default_value_t = Source::Directory)]
+    pub source: Source,
+
+    /// Directory of Kubernetes objects (*.yaml, *.yml, *.json), for --source directory.
+    #[arg(
+        long,
+        env = "SALLYPORT_STATE_DIR",
+        value_name = "DIR",
+        required_unless_present = "source"
+    )]
+    pub state_dir: Option<PathBuf>,
+
+    /// For --source kubernetes [default: $KUBECONFIG, or in a pod its service account].
+    #[arg(long, env = "SALLYPORT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// BPF file system; pins are below DIR/sallyport/v1.
     #[arg(
@@ -152,6 +165,14 @@ pub struct Options {
     /// Form of the log on stderr.
     #[arg(long, env = "SALLYPORT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// The files of --state-dir.
+    Directory,
+    /// The API server.
+    Kubernetes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -82,6 +82,8 @@ pub struct DeviceStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
+    /// How new the declared state is.
+    pub source: crate::source::Health,
     /// Hooks on kubepods; one that is not here is not attached.
     pub cgroup_hooks: BTreeMap<CgroupHook, LinkState>,
     pub pods: Vec<PodStatus>,
@@ -120,6 +122,7 @@ pub fn status(
         .collect();
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     NodeStatus {
+        source: crate::source::Health::default(),
         cgroup_hooks: observed.cgroup_links.clone(),
         pods,
     }

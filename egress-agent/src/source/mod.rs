@@ -2,12 +2,15 @@
 
 mod decode;
 mod error;
+mod feed;
 mod files;
 mod kinds;
+pub mod kubernetes;
 mod yaml_dir;
 
 pub use decode::{Located, decode};
 pub use error::SourceError;
+pub use feed::{Ended, Feed, Health, Update, Updates, feed};
 pub use files::{Files, Snapshot};
 pub use yaml_dir::YamlDir;
 

@@ -44,6 +44,8 @@ pub struct Metrics {
     failures: Counter,
     objects_refused: Gauge,
     source_errors: Counter,
+    source_connected: Gauge,
+    source_stale_since: Gauge,
     last_sync: Gauge,
     policy: PolicyMetrics,
 }
@@ -66,6 +68,7 @@ impl Metrics {
         let (writes, failures) = (Counter::default(), Counter::default());
         let (objects_refused, last_sync) = (Gauge::default(), Gauge::default());
         let source_errors = Counter::default();
+        let (source_connected, source_stale_since) = (Gauge::default(), Gauge::default());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's version", build);
         registry.register(
@@ -105,6 +108,17 @@ impl Metrics {
             "Failures to read the source of objects",
             source_errors.clone(),
         );
+        registry.register(
+            "source_connected",
+            "1 while all of the declared state is being followed, 0 while some of it can't be",
+            source_connected.clone(),
+        );
+        registry.register_with_unit(
+            "source_stale_since_timestamp",
+            "Since when some of the declared state can't be followed, since 1970; 0 while all is",
+            Unit::Seconds,
+            source_stale_since.clone(),
+        );
         registry.register_with_unit(
             "last_sync_timestamp",
             "When the kernel last was as desired, since 1970",
@@ -125,6 +139,8 @@ impl Metrics {
             failures,
             objects_refused,
             source_errors,
+            source_connected,
+            source_stale_since,
             last_sync,
             policy,
         })
@@ -174,6 +190,15 @@ impl Metrics {
     pub fn set_objects_refused(&self, objects: usize) {
         self.objects_refused
             .set(i64::try_from(objects).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the source is being followed.
+    pub fn set_source(&self, health: &crate::source::Health) {
+        self.source_connected.set(health.connected.into());
+        let since = health
+            .stale_since
+            .map_or(0, k8s_openapi::jiff::Timestamp::as_second);
+        self.source_stale_since.set(since);
     }
 
     /// The source could not be read.

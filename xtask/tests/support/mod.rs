@@ -9,7 +9,7 @@ pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -154,6 +154,22 @@ impl Cluster {
 
     /// Starts the agent; `wait` until it is in step.
     pub fn agent(&self, wait: bool) -> Agent {
+        self.start(None, &["--state-dir"], self.state.path(), wait)
+    }
+
+    /// As `agent`, with its declared state from the API server that the kubeconfig names.
+    pub fn agent_of_api_server(&self, kubeconfig: &Path, wait: bool) -> Agent {
+        let source = ["--source", "kubernetes", "--kubeconfig"];
+        self.start(None, &source, kubeconfig, wait)
+    }
+
+    /// As `agent_of_api_server`, but as a process of this pod, which must be in the node's network.
+    pub fn agent_in(&self, pod: &Pod, kubeconfig: &Path) -> Agent {
+        let source = ["--source", "kubernetes", "--kubeconfig"];
+        self.start(Some(pod), &source, kubeconfig, false)
+    }
+
+    fn start(&self, pod: Option<&Pod>, source: &[&str], path: &Path, wait: bool) -> Agent {
         // What a killed agent left behind says nothing of this one.
         let _ = fs::remove_file(self.run_dir().join("ready"));
         let log: File = OpenOptions::new()
@@ -161,13 +177,24 @@ impl Cluster {
             .append(true)
             .open(self.log_path())
             .expect("a log");
-        let child = self
-            .node
-            .host_command(&program("SALLYPORT_AGENT"))
-            .expect("a command")
+        let agent = program("SALLYPORT_AGENT");
+        let mut command = match pod {
+            None => self.node.host_command(&agent).expect("a command"),
+            Some(pod) => {
+                let container = pod.cgroup().join("agent");
+                fs::create_dir_all(&container).expect("a cgroup");
+                let shell = self.node.host_command(Path::new("/bin/sh"));
+                let mut shell = shell.expect("a command");
+                shell
+                    .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+                    .args([container, agent]);
+                shell
+            }
+        };
+        let child = command
             .args(["--node-name", plan::NODE_NAME, "--log-format", "json"])
-            .arg("--state-dir")
-            .arg(self.state.path())
+            .args(source)
+            .arg(path)
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--cgroup-root")

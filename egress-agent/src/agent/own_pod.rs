@@ -1,0 +1,53 @@
+//! The agent's own pod, where it is one.
+
+use anyhow::{Context, Result};
+use egress_common::maps::{DENY_DROP, Endpoint, MODE_OFF, NEAR4, NEAR6, Near4, Near6};
+
+use crate::compile::DesiredState;
+use crate::datapath::Kernel;
+use crate::node::{Kubepods, cgroups};
+use crate::reconcile::{Executor as _, Op};
+
+/// Lets the agent's own pod through the gate. A new version of the agent is a new pod, which the
+/// kernel has not heard of: behind the closed gate it would never reach the API server that tells
+/// of it. The entry stands until the first pass, which knows the pod.
+///
+/// # Errors
+/// If cgroups or the kernel's state can't be read or written.
+pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
+    let pods = kubepods
+        .pods()
+        .context("can't look for the agent's own pod")?;
+    let mut pods = pods.into_iter();
+    let own = pods.find(|(_, pod)| cgroups::processes(&pod.path).contains(&std::process::id()));
+    // On the node itself there is no gate.
+    let Some((uid, own)) = own else { return Ok(()) };
+    let observed = kernel.observe().context("can't read the kernel's state")?;
+    if observed.cgroups.contains_key(&own.id) {
+        return Ok(());
+    }
+    let endpoint = Endpoint {
+        slot: 0,
+        policy: 0,
+        v4_be: [0; 4],
+        mode: MODE_OFF,
+        on_deny: DENY_DROP,
+        flags: 0,
+        zero: 0,
+        v6_be: [0; 16],
+        since_ns: 0,
+        exact_networks: 0,
+        near4: [Near4::default(); NEAR4],
+        near6: [Near6::default(); NEAR6],
+        pad: [0; 4],
+    };
+    let op = Op::SetCgroup {
+        cgroup: own.id,
+        endpoint,
+    };
+    kernel
+        .execute(&op, &DesiredState::default())
+        .context("can't let the agent's own pod through the gate")?;
+    tracing::info!(event = "own_pod_let_through", uid, cgroup = own.id);
+    Ok(())
+}

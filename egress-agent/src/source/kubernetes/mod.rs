@@ -1,0 +1,336 @@
+//! The Kubernetes API as the source of objects.
+//!
+//! Every resource has a task that follows it (`follow`); one task puts together what they tell
+//! (`store`), decides what else has to be watched (`wanted`), and hands changes on, first when every
+//! list has been read once.
+
+mod client;
+mod error;
+mod follow;
+mod read;
+mod store;
+mod wanted;
+mod watches;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+pub use client::client;
+pub use error::ConnectError;
+pub use follow::Pace;
+
+use super::error::SourceError;
+use super::feed::{Feed, Health, Updates, feed};
+use error::Trouble;
+use follow::{Follower, Report};
+use store::Store;
+use wanted::Wanted;
+use watches::Watch;
+
+/// Reports that wait before followers do.
+const QUEUE: usize = 64;
+/// Reports that are taken before what they changed is handed on.
+const BATCH: usize = 256;
+
+/// What the source has to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this node's Node object.
+    pub node: String,
+    /// Name of this cluster in selectors that give one; without it every name is this cluster.
+    pub cluster: Option<String>,
+    /// While a gateway runs on this node, watch the pods of all nodes: who serves it policy has to
+    /// know whose a client's address is.
+    pub clients: bool,
+    pub pace: Pace,
+}
+
+/// Follows the API server.
+pub struct Kubernetes {
+    client: Client,
+    settings: Settings,
+    feed: Feed,
+    store: Store,
+    wanted: Wanted,
+    running: BTreeMap<Watch, Running>,
+    tasks: JoinSet<()>,
+    generation: u64,
+    sender: mpsc::Sender<Message>,
+    receiver: mpsc::Receiver<Message>,
+    /// Everything was read once, and is being handed on.
+    live: bool,
+    health: Health,
+    known_problems: Vec<SourceError>,
+    unread: usize,
+}
+
+#[derive(Debug)]
+struct Message {
+    watch: Watch,
+    generation: u64,
+    report: Report,
+}
+
+/// A watch, and how it does.
+#[derive(Debug)]
+struct Running {
+    generation: u64,
+    task: AbortHandle,
+    /// It was read once, or there is nothing to be read.
+    synced: bool,
+    /// There is no such resource.
+    absent: bool,
+    failing: Option<Failing>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    since: Timestamp,
+    told: String,
+}
+
+impl std::fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubernetes")
+            .field("settings", &self.settings)
+            .field("live", &self.live)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kubernetes {
+    /// Nothing is asked before [`Kubernetes::run`], and the first update comes when everything was
+    /// read once.
+    pub fn new(client: Client, settings: Settings) -> (Self, Updates) {
+        let (feed, updates) = feed(true);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let source = Self {
+            client,
+            wanted: Wanted::new(settings.cluster.clone(), settings.clients),
+            settings,
+            feed,
+            store: Store::default(),
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            generation: 0,
+            sender,
+            receiver,
+            live: false,
+            health: Health {
+                connected: false,
+                stale_since: None,
+            },
+            known_problems: Vec::new(),
+            unread: 0,
+        };
+        (source, updates)
+    }
+
+    /// Follows it until nobody takes updates any more.
+    pub async fn run(mut self) {
+        loop {
+            self.start_and_stop();
+            self.publish();
+            let message = tokio::select! {
+                () = self.feed.closed() => return,
+                message = self.receiver.recv() => message,
+            };
+            let mut next = message;
+            let mut taken = 0;
+            while let Some(message) = next {
+                self.take(message);
+                taken += 1;
+                next = (taken < BATCH)
+                    .then(|| self.receiver.try_recv().ok())
+                    .flatten();
+            }
+            while self.tasks.try_join_next().is_some() {}
+        }
+    }
+
+    /// Brings what is watched in step with what has to be.
+    fn start_and_stop(&mut self) {
+        self.wanted.learn(&self.store);
+        let synced: BTreeMap<&Watch, bool> = self
+            .running
+            .iter()
+            .map(|(watch, running)| (watch, running.synced))
+            .collect();
+        let wanted = self.wanted.watches(&self.store, &synced);
+        let ended: Vec<Watch> = self
+            .running
+            .keys()
+            .filter(|watch| !wanted.contains(watch))
+            .cloned()
+            .collect();
+        for watch in ended {
+            if let Some(running) = self.running.remove(&watch) {
+                running.task.abort();
+            }
+            tracing::info!(event = "source_watch_ended", %watch);
+            self.store.forget(&watch);
+        }
+        let new: BTreeSet<Watch> = wanted
+            .into_iter()
+            .filter(|watch| !self.running.contains_key(watch))
+            .collect();
+        for watch in new {
+            self.start(watch);
+        }
+    }
+
+    fn start(&mut self, watch: Watch) {
+        tracing::debug!(event = "source_watch_begun", %watch);
+        self.generation += 1;
+        let generation = self.generation;
+        let (sender, told) = (self.sender.clone(), watch.clone());
+        let follower = Follower {
+            client: self.client.clone(),
+            resource: watch.resource(&self.settings.node),
+            watch: watch.clone(),
+            pace: self.settings.pace,
+            tell: move |report| {
+                let message = Message {
+                    watch: told.clone(),
+                    generation,
+                    report,
+                };
+                let sender = sender.clone();
+                async move { sender.send(message).await.is_ok() }
+            },
+        };
+        let running = Running {
+            generation,
+            task: self.tasks.spawn(follower.run()),
+            synced: false,
+            absent: false,
+            failing: None,
+        };
+        self.running.insert(watch, running);
+    }
+
+    fn take(&mut self, message: Message) {
+        let Message {
+            watch,
+            generation,
+            report,
+        } = message;
+        let Some(running) = self.running.get_mut(&watch) else {
+            return;
+        };
+        // One that was ended may have had something left to say.
+        if running.generation != generation {
+            return;
+        }
+        match report {
+            Report::Listed(items) => {
+                running.synced = true;
+                running.absent = false;
+                tracing::debug!(event = "source_listed", %watch, objects = items.len());
+                self.store.listed(&watch, items);
+            }
+            Report::Applied(item) => self.store.applied(&watch, item),
+            Report::Gone(key) => self.store.gone(&watch, &key),
+            Report::Connected => {
+                if let Some(failing) = running.failing.take() {
+                    tracing::info!(event = "source_watch_restored", %watch, since = %failing.since);
+                }
+            }
+            Report::Absent => {
+                // A definition without this version is none for us. What was there once may be
+                // there still, though the API server says otherwise.
+                if matches!(watch, Watch::Gloo(_)) && self.store.count(&watch) == 0 {
+                    running.absent = true;
+                    running.synced = true;
+                    running.failing = None;
+                }
+            }
+            Report::Failing(trouble) => {
+                if !(running.absent && trouble.is_absent()) {
+                    let node = &self.settings.node;
+                    running.fail(&watch, node, &trouble);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        if !self.live {
+            if self.running.values().any(|running| !running.synced) {
+                return;
+            }
+            tracing::info!(
+                event = "source_synced",
+                objects = self.store.changes().len()
+            );
+        }
+        let whole = !self.live;
+        self.live = true;
+        let since = self
+            .running
+            .values()
+            .filter_map(|r| Some(r.failing.as_ref()?.since));
+        let stale_since = since.min();
+        let health = Health {
+            connected: stale_since.is_none(),
+            stale_since,
+        };
+        let changes = self.store.take();
+        if changes.is_none() && !whole && health == self.health {
+            return;
+        }
+        if health.connected != self.health.connected {
+            tracing::info!(event = "source_health", connected = health.connected);
+        }
+        self.health = health;
+        let objects = changes.map(|changes| {
+            self.tell_problems(&changes.problems);
+            self.known_problems = changes.problems;
+            self.unread = changes.unread;
+            changes.objects
+        });
+        let (objects, problems) = (objects.unwrap_or_default(), self.known_problems.clone());
+        self.feed
+            .change(whole, objects, problems, self.unread, health);
+    }
+
+    /// Says each problem once, for as long as it lasts.
+    fn tell_problems(&self, problems: &[SourceError]) {
+        for problem in problems.iter().filter(|p| !self.known_problems.contains(p)) {
+            tracing::error!(
+                event = "source_error",
+                object = problem.object,
+                field = problem.field,
+                reason = problem.reason,
+                "{problem}; what was good before still stands"
+            );
+        }
+        for problem in self.known_problems.iter().filter(|p| !problems.contains(p)) {
+            tracing::info!(
+                event = "source_error_gone",
+                object = problem.object,
+                field = problem.field
+            );
+        }
+    }
+}
+
+impl Running {
+    fn fail(&mut self, watch: &Watch, node: &str, trouble: &Trouble) {
+        let text = trouble.explain(&watch.resource(node));
+        let since = match &self.failing {
+            Some(failing) if failing.told == text => return,
+            Some(failing) => failing.since,
+            None => Timestamp::now(),
+        };
+        tracing::warn!(
+            event = "source_watch_failed", %watch, synced = self.synced,
+            "{text}; what is known stands, and it is tried again"
+        );
+        self.failing = Some(Failing { since, told: text });
+    }
+}

@@ -1,0 +1,324 @@
+//! From what the API server sends of one object to the object. Each is read by itself, so that one
+//! that is wrong spoils no list. What nobody here uses is dropped before it is read. Pure.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::watches::{Policy, Watch};
+use crate::api::access_policy::{AccessConfig, Authz};
+use crate::index::{Key, Object};
+use crate::source::SourceError;
+
+/// One object of a watch.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub key: Key,
+    /// `metadata.resourceVersion` as a number; 0 if it is none.
+    pub version: u64,
+    pub content: Content,
+}
+
+/// What it says.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Object(Box<Object>),
+    /// It only matters that it is there.
+    Present,
+    /// It can't be read.
+    Wrong {
+        error: SourceError,
+        /// Stands for it while there is no good version: without it, more would be open.
+        closed: Option<Box<Object>>,
+    },
+}
+
+/// Reads an object; none for what has no name.
+pub fn read(watch: &Watch, mut value: Value) -> Option<Item> {
+    let meta = value.get_mut("metadata")?.take();
+    let name = meta.get("name")?.as_str()?.to_owned();
+    let namespace = meta.get("namespace").and_then(Value::as_str);
+    let key = Key {
+        namespace: namespace.unwrap_or_default().to_owned(),
+        name,
+    };
+    let version = meta.get("resourceVersion").and_then(Value::as_str);
+    let version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
+    let content = match watch {
+        Watch::Definition(_) => Content::Present,
+        _ => content(watch, &key, thin(watch, meta, value)),
+    };
+    Some(Item {
+        key,
+        version,
+        content,
+    })
+}
+
+fn content(watch: &Watch, key: &Key, value: Value) -> Content {
+    // Kept to fall back on: policy is small.
+    let copy = matches!(watch.kind(), "AccessPolicy").then(|| value.clone());
+    match object(watch, value) {
+        Ok(object) => Content::Object(Box::new(object)),
+        Err((field, reason)) => {
+            let kind = watch.kind();
+            let object = match key.namespace.as_str() {
+                "" => format!("{kind}/{}", key.name),
+                namespace => format!("{kind}/{namespace}/{}", key.name),
+            };
+            Content::Wrong {
+                error: SourceError {
+                    object,
+                    field,
+                    reason,
+                    ..SourceError::default()
+                },
+                closed: copy.and_then(|value| admits_nobody(watch, value)),
+            }
+        }
+    }
+}
+
+/// A policy that can't be read still closes the destinations that it names.
+fn admits_nobody(watch: &Watch, mut value: Value) -> Option<Box<Object>> {
+    let spec = value.get_mut("spec")?.as_object_mut()?;
+    spec.retain(|field, _| field == "applyToDestinations");
+    let Ok(Object::AccessPolicy(mut policy)) = object(watch, value) else {
+        return None;
+    };
+    policy.spec.config = AccessConfig {
+        authz: Some(Authz::default()),
+        ..AccessConfig::default()
+    };
+    Some(Box::new(Object::AccessPolicy(policy)))
+}
+
+/// The field and the reason if it can't be read.
+fn object(watch: &Watch, value: Value) -> Result<Object, (String, String)> {
+    let object = match watch {
+        Watch::Definition(_) => {
+            return Err((String::new(), "is not read as an object".to_owned()));
+        }
+        Watch::Namespaces => Object::Namespace(typed(value)?),
+        Watch::Nodes => Object::Node(typed(value)?),
+        Watch::ServiceAccounts => Object::ServiceAccount(typed(value)?),
+        Watch::Services => Object::Service(Box::new(typed(value)?)),
+        Watch::EndpointSlices => Object::EndpointSlice(Box::new(typed(value)?)),
+        Watch::OwnPods | Watch::GatewayPods { .. } | Watch::OtherPods => {
+            Object::Pod(Box::new(typed(value)?))
+        }
+        Watch::Own(policy) | Watch::Gloo(policy) => match policy {
+            Policy::EgressLockdown => Object::EgressLockdown(Box::new(typed(value)?)),
+            Policy::VirtualGateway => Object::VirtualGateway(typed(value)?),
+            Policy::ExternalService => Object::ExternalService(typed(value)?),
+            Policy::AccessPolicy => Object::AccessPolicy(typed(value)?),
+        },
+    };
+    Ok(object)
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { String::new() } else { path };
+        (path, error.into_inner().to_string())
+    })
+}
+
+/// The object without what nobody here reads.
+fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
+    let mut meta = meta;
+    keep(
+        &mut meta,
+        &[
+            "name",
+            "namespace",
+            "uid",
+            "labels",
+            "annotations",
+            "generation",
+            "deletionTimestamp",
+        ],
+    );
+    let mut annotations = meta.get_mut("annotations").map(Value::take);
+    remove(&mut meta, "annotations");
+    match watch {
+        Watch::Definition(_) | Watch::Namespaces | Watch::ServiceAccounts => {
+            return json!({ "metadata": meta });
+        }
+        Watch::Nodes => {
+            remove(&mut meta, "labels");
+            keep(&mut value, &["spec", "status"]);
+            keep_in(&mut value, "spec", &["podCIDR", "podCIDRs"]);
+            keep_in(&mut value, "status", &["addresses"]);
+        }
+        Watch::Services => {
+            keep(&mut value, &["spec", "status"]);
+            let fields = [
+                "type",
+                "clusterIP",
+                "clusterIPs",
+                "externalIPs",
+                "ports",
+                "selector",
+            ];
+            keep_in(&mut value, "spec", &fields);
+            keep_in(&mut value, "status", &["loadBalancer"]);
+        }
+        Watch::EndpointSlices => {
+            keep_in(&mut meta, "labels", &["kubernetes.io/service-name"]);
+            keep(&mut value, &["addressType", "endpoints", "ports"]);
+            for endpoint in items(&mut value, "endpoints") {
+                keep(endpoint, &["addresses", "conditions", "targetRef"]);
+                keep_in(endpoint, "targetRef", &["kind", "name", "uid"]);
+            }
+        }
+        Watch::OwnPods | Watch::GatewayPods { .. } | Watch::OtherPods => {
+            // What marks the mirror of a static pod.
+            if let Some(annotations) = &mut annotations {
+                let marks = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
+                keep(annotations, &marks);
+                meta["annotations"] = annotations.take();
+            }
+            keep(&mut value, &["spec", "status"]);
+            let fields = [
+                "nodeName",
+                "serviceAccountName",
+                "serviceAccount",
+                "hostNetwork",
+            ];
+            keep_in(&mut value, "spec", &fields);
+            keep_in(
+                &mut value,
+                "status",
+                &["phase", "podIP", "podIPs", "conditions"],
+            );
+            if let Some(status) = value.get_mut("status") {
+                if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
+                    conditions.retain(|c| c.get("type").is_some_and(|t| t == "Ready"));
+                }
+                for condition in items(status, "conditions") {
+                    keep(condition, &["type", "status"]);
+                }
+            }
+        }
+        // What can't be honoured is reported, so nothing of the spec may be dropped.
+        Watch::Own(_) | Watch::Gloo(_) => {
+            for field in ["status", "apiVersion", "kind"] {
+                remove(&mut value, field);
+            }
+        }
+    }
+    if !value.is_object() {
+        value = Value::Object(Map::new());
+    }
+    value["metadata"] = meta;
+    value
+}
+
+fn keep(value: &mut Value, fields: &[&str]) {
+    if let Value::Object(map) = value {
+        map.retain(|field, _| fields.contains(&field.as_str()));
+    }
+}
+
+fn keep_in(value: &mut Value, field: &str, fields: &[&str]) {
+    if let Some(value) = value.get_mut(field) {
+        keep(value, fields);
+    }
+}
+
+fn remove(value: &mut Value, field: &str) {
+    if let Value::Object(map) = value {
+        map.remove(field);
+    }
+}
+
+fn items<'a>(value: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+    let items = value.get_mut(field).and_then(Value::as_array_mut);
+    items.into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(spec: &Value) -> Content {
+        let value = json!({
+            "apiVersion": "security.policy.gloo.solo.io/v2",
+            "kind": "AccessPolicy",
+            "metadata": { "name": "p", "namespace": "n", "resourceVersion": "12" },
+            "spec": spec,
+        });
+        let item = read(&Watch::Gloo(Policy::AccessPolicy), value).expect("a name");
+        assert_eq!((item.key, item.version), (Key::new("n", "p"), 12));
+        item.content
+    }
+
+    #[test]
+    fn a_wrong_object_is_told_with_its_field() {
+        let value = json!({
+            "metadata": { "name": "all" },
+            "spec": { "mode": "Enforce", "allow": { "cidrs": [{ "cidr": "10.0.0.0/99" }] } },
+        });
+        let item = read(&Watch::Own(Policy::EgressLockdown), value).expect("a name");
+        let Content::Wrong { error, closed } = item.content else {
+            panic!("{item:?}");
+        };
+        assert_eq!(error.object, "EgressLockdown/all");
+        assert_eq!(error.field, "spec.allow.cidrs[0].cidr");
+        assert!(closed.is_none());
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_closes_what_it_names() {
+        let destinations = json!([{ "kind": "EXTERNAL_SERVICE", "selector": { "name": "bin" } }]);
+        let wrong = json!({ "applyToDestinations": destinations, "config": { "authzList": 3 } });
+        let Content::Wrong { error, closed } = policy(&wrong) else {
+            panic!("it is wrong");
+        };
+        assert_eq!(error.field, "spec.config.authzList");
+        let Some(Object::AccessPolicy(closed)) = closed.map(|object| *object) else {
+            panic!("it closes nothing");
+        };
+        let spec = closed.spec;
+        assert_eq!(
+            spec.apply_to_destinations[0].selector.name.as_deref(),
+            Some("bin")
+        );
+        assert_eq!(spec.config.authz, Some(Authz::default()));
+    }
+
+    #[test]
+    fn a_pod_is_as_thin_as_its_readers_allow() {
+        let value = json!({
+            "metadata": {
+                "name": "web", "namespace": "n", "uid": "u", "resourceVersion": "7",
+                "labels": { "app": "web" },
+                "annotations": { "kubernetes.io/config.hash": "h", "note": "long" },
+                "managedFields": [{ "manager": "kubelet" }],
+            },
+            "spec": { "nodeName": "a", "hostNetwork": true, "containers": [{ "name": "c", "image": 7 }] },
+            "status": {
+                "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }],
+                "conditions": [{ "type": "Ready", "status": "True" }, { "type": "Other" }],
+                "containerStatuses": "not even read",
+            },
+        });
+        let item = read(&Watch::OwnPods, value).expect("a name");
+        let Content::Object(object) = item.content else {
+            panic!("{item:?}");
+        };
+        let Object::Pod(pod) = *object else {
+            panic!("a pod");
+        };
+        let annotations = pod.metadata.annotations.expect("annotations");
+        assert_eq!(
+            annotations.keys().collect::<Vec<_>>(),
+            ["kubernetes.io/config.hash"]
+        );
+        assert!(pod.metadata.managed_fields.is_none());
+        let (spec, status) = (pod.spec.expect("spec"), pod.status.expect("status"));
+        assert!(spec.containers.is_empty() && spec.host_network == Some(true));
+        assert_eq!(status.conditions.expect("conditions").len(), 1);
+    }
+}

@@ -1,0 +1,414 @@
+//! Whatever changes and whatever goes wrong: every state that is told is made of states that were
+//! true, none older than what was told before, and in the end it is the true one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use egress_agent::compile::{self, Compiled, Hold};
+use egress_agent::index::{Index, Key, Object};
+use egress_agent::source::decode;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+use xtask::apiserver::{ApiServer, Faults, gloo_definitions};
+
+use super::objects::{self, NODE, gloo};
+use super::world::{Follower, cluster};
+
+/// Changes of one run.
+const CHANGES: u32 = 120;
+/// After the last fault the true state is there within so long.
+const BOUND: Duration = Duration::from_secs(20);
+/// Exceptions that lockdowns have now and then, by number.
+const CIDRS: [&str; 4] = [
+    "192.0.2.0/25",
+    "192.0.2.128/25",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+];
+
+/// Numbers by a seed (an LCG; its upper half is random enough).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn flip(&mut self) -> bool {
+        self.below(2) == 0
+    }
+}
+
+/// What is true, as objects by API version, kind, namespace and name.
+type Truth = BTreeMap<String, Value>;
+
+fn name_of(object: &Value) -> String {
+    let meta = &object["metadata"];
+    format!(
+        "{} {} {} {}",
+        object["apiVersion"], object["kind"], meta["namespace"], meta["name"]
+    )
+}
+
+/// The cluster, changed at random, with all the states that it had.
+struct History {
+    api: ApiServer,
+    random: Random,
+    truth: Truth,
+    /// As an index that knows all pods.
+    states: Vec<Index>,
+    gloo: bool,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let mut history = Self {
+            api: cluster(),
+            random: Random(seed),
+            truth: Truth::new(),
+            states: Vec::new(),
+            gloo: false,
+        };
+        // What `cluster` makes, once more, so that it is known here.
+        for object in [
+            objects::node(NODE, 1),
+            objects::node("node-2", 2),
+            objects::namespace("bookinfo"),
+            objects::namespace("istio-egress"),
+            objects::service_account("bookinfo", "default"),
+            objects::pod("bookinfo", "web", NODE, "10.244.1.10", "web"),
+            objects::pod("bookinfo", "elsewhere", "node-2", "10.244.2.10", "web"),
+            objects::pod("istio-egress", "gw", "node-2", "10.244.2.20", "gateway"),
+            objects::lockdown("all", "bookinfo", &[]),
+        ] {
+            history.put(object);
+        }
+        history.states.drain(..history.states.len() - 1);
+        history
+    }
+
+    fn put(&mut self, object: Value) {
+        self.api.apply(&object).expect("it is taken");
+        self.truth.insert(name_of(&object), object);
+        self.note();
+    }
+
+    fn drop(&mut self, object: &Value) {
+        if self.truth.remove(&name_of(object)).is_some() {
+            self.api.delete(object).expect("it is there");
+            self.note();
+        }
+    }
+
+    fn note(&mut self) {
+        let mut index = Index::default();
+        index.reset(self.truth.values().map(typed).collect());
+        self.states.push(index);
+    }
+
+    /// One change of one object.
+    fn change(&mut self) {
+        let there = self.random.flip();
+        let number = self.random.below(4);
+        let mut object = match self.random.below(9) {
+            0 => {
+                let mut cidrs = CIDRS.to_vec();
+                cidrs.retain(|_| self.random.flip());
+                objects::lockdown(&format!("l{}", number % 2), "bookinfo", &cidrs)
+            }
+            1 => objects::pod(
+                "bookinfo",
+                &format!("own{number}"),
+                NODE,
+                &format!("10.244.1.{}", 20 + self.random.below(8)),
+                "web",
+            ),
+            2 | 3 => {
+                let apps = ["gateway", "other"];
+                let app = apps[usize::from(self.random.flip())];
+                let ip = format!("10.244.2.{}", 20 + self.random.below(8));
+                let name = format!("gw{number}");
+                objects::pod("istio-egress", &name, "node-2", &ip, app)
+            }
+            4 => {
+                let app = ["gateway", "other"][usize::from(self.random.flip())];
+                objects::gateway("istio-egress", &format!("vg{}", number % 2), app)
+            }
+            5 => objects::service("bookinfo", "s", "10.96.0.7", "web", 80),
+            6 => {
+                let outside = self.random.flip();
+                let ip = if outside {
+                    "203.0.113.9"
+                } else {
+                    "10.244.1.10"
+                };
+                objects::slice("bookinfo", "s", 80, &[(ip, "web")])
+            }
+            7 => objects::service_account("bookinfo", &format!("sa{number}")),
+            _ => return self.change_gloo(there, number),
+        };
+        if object["kind"] == "Pod" && self.random.below(3) == 0 {
+            object["status"]["conditions"][0]["status"] = json!("False");
+        }
+        if there {
+            self.put(object);
+        } else {
+            self.drop(&object);
+        }
+    }
+
+    /// Objects of Gloo Mesh's group, and its definitions.
+    fn change_gloo(&mut self, there: bool, number: u64) {
+        if number == 0 {
+            self.gloo = !self.gloo;
+            for definition in gloo_definitions() {
+                if self.gloo {
+                    self.api.apply(&definition).expect("it is taken");
+                } else {
+                    self.api.delete(&definition).expect("it is there");
+                }
+            }
+            self.truth
+                .retain(|name, _| self.gloo || !name.contains("gloo"));
+            self.note();
+        } else if self.gloo {
+            let object = gloo(objects::gateway(
+                "istio-egress",
+                &format!("gloo{number}"),
+                "gateway",
+            ));
+            if there {
+                self.put(object);
+            } else {
+                self.drop(&object);
+            }
+        }
+    }
+}
+
+fn typed(object: &Value) -> Object {
+    let mut objects = decode(&object.to_string()).expect("a good object");
+    objects.pop().expect("one").object
+}
+
+/// Parts of the state that are read by one watch each: what is told of one must have been true.
+fn parts(index: &Index) -> BTreeMap<&'static str, String> {
+    let pods = |own: bool| {
+        let pods = index
+            .pods()
+            .iter()
+            .filter(|(_, pod)| (pod.node == NODE) == own);
+        pods.map(|(key, pod)| format!("{key} {pod:?}"))
+            .collect::<Vec<_>>()
+    };
+    let gateways = |gloo: bool| {
+        let all = index.virtual_gateways().iter();
+        let some = all.filter(|(key, _)| key.name.starts_with("gloo") == gloo);
+        some.map(|(key, gateway)| format!("{key} {gateway:?}"))
+            .collect::<Vec<_>>()
+    };
+    let slices: Vec<_> = index.slices_of(&Key::new("bookinfo", "s")).collect();
+    BTreeMap::from([
+        ("lockdowns", format!("{:?}", index.lockdowns())),
+        ("own pods", format!("{:?}", pods(true))),
+        ("gateways", format!("{:?}", gateways(false))),
+        ("gloo's gateways", format!("{:?}", gateways(true))),
+        ("services", format!("{:?}", index.services())),
+        ("slices", format!("{slices:?}")),
+        ("accounts", format!("{:?}", index.service_accounts())),
+        ("nodes", format!("{:?}", index.nodes())),
+    ])
+}
+
+fn compiled(index: &Index) -> Compiled {
+    let settings = compile::Settings {
+        node_name: NODE.to_owned(),
+        ..compile::Settings::default()
+    };
+    compile::compile(index, &settings, &|_: &Key| true, Timestamp::UNIX_EPOCH)
+}
+
+/// How `web`, which is always there, is held, and which exceptions it has. That depends on nothing
+/// but lockdowns: kinds are read one by one, and two of them may never have been so at one time.
+fn held(index: &Index) -> (Hold, Vec<String>) {
+    let compiled = compiled(index);
+    let mut pods = compiled.desired.pods.values();
+    let web = pods.find(|pod| pod.name == "web").expect("it is there");
+    let policy = web.policy.map(|digest| &compiled.desired.policies[&digest]);
+    let prefixes = policy.into_iter().flat_map(|policy| policy.prefix4.keys());
+    let prefixes = prefixes.map(|prefix| format!("{prefix:?}"));
+    (
+        web.hold,
+        prefixes.filter(|p| !p.contains("10.244")).collect(),
+    )
+}
+
+/// What is checked of each state that is told.
+#[derive(Default)]
+struct Witness {
+    /// For each part the state, by number, that was told last at the earliest.
+    told: BTreeMap<&'static str, usize>,
+    states: usize,
+}
+
+impl Witness {
+    fn check(&mut self, seed: u64, view: &Index, history: &History) {
+        self.states += 1;
+        let known: Vec<_> = history.states.iter().map(parts).collect();
+        for (part, content) in parts(view) {
+            let from = self.told.get(part).copied().unwrap_or(0);
+            let found = (from..known.len()).find(|&i| known[i][part] == content);
+            let Some(found) = found else {
+                let before = (0..from).rev().find(|&i| known[i][part] == content);
+                panic!(
+                    "seed {seed}: {part} never were so since {from} (but at {before:?}): {content}"
+                );
+            };
+            self.told.insert(part, found);
+        }
+        // Pods of other nodes come and go with the selectors; each must have been so.
+        let others = view.pods().iter().filter(|(_, pod)| pod.node != NODE);
+        for (key, pod) in others {
+            let was = history
+                .states
+                .iter()
+                .any(|s| s.pods().get(key) == Some(pod));
+            assert!(was, "seed {seed}: {key} never was so: {pod:?}");
+        }
+        // And what comes of it is no looser than it was at some time since then.
+        let since = self.told["lockdowns"];
+        let mut before = history.states[since..].iter().map(held);
+        let now = held(view);
+        assert!(
+            before.any(|held| held == now),
+            "seed {seed}: never so held: {now:?}"
+        );
+    }
+}
+
+/// What an agent of this node has to know of the whole.
+fn expected(history: &History) -> Index {
+    let whole = history.states.last().expect("a state");
+    let selected = |key: &Key, labels: &BTreeMap<String, String>| {
+        whole.virtual_gateways().iter().any(|(gateway, declared)| {
+            gateway.namespace == key.namespace
+                && declared.spec.workloads[0]
+                    .selector
+                    .labels
+                    .iter()
+                    .all(|(k, v)| labels.get(k) == Some(v))
+        })
+    };
+    let mut index = Index::default();
+    let objects = history.truth.values().map(typed);
+    index.reset(
+        objects
+            .filter(|object| {
+                let Object::Pod(pod) = object else {
+                    return true;
+                };
+                let id = object.id();
+                let labels = pod.metadata.labels.clone().unwrap_or_default();
+                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+                node == Some(NODE) || selected(&Key::new(&id.namespace, &id.name), &labels)
+            })
+            .collect(),
+    );
+    index
+}
+
+async fn run(seed: u64) -> (usize, usize) {
+    let mut history = History::new(seed);
+    let mut follower = Follower::new(&history.api).await;
+    follower.until("the first state", |f| f.changes > 0).await;
+    let mut witness = Witness::default();
+    witness.check(seed, &follower.index, &history);
+    history.api.set_faults(Faults {
+        seed,
+        per_mille: 60,
+        budget: 80,
+        kinds: Vec::new(),
+        delay: Duration::from_millis(20),
+    });
+    for _ in 0..CHANGES {
+        history.change();
+        match history.random.below(40) {
+            0 => history.api.compact(),
+            1 => history.api.break_connections(),
+            2 => {
+                history.api.compact();
+                history.api.break_connections();
+            }
+            3 => history.api.set_away(true),
+            4..8 => history.api.set_away(false),
+            _ => {}
+        }
+        let pause = Duration::from_millis(history.random.below(30));
+        let until = Instant::now() + pause;
+        while let Ok(news) = timeout(
+            until - Instant::now().min(until),
+            follower.updates.changed(),
+        )
+        .await
+        {
+            news.expect("the source runs");
+            if follower.take() {
+                witness.check(seed, &follower.index, &history);
+            }
+        }
+    }
+    let faults = history.api.faults().len();
+    history.api.set_faults(Faults::default());
+    history.api.set_away(false);
+    let expected = expected(&history);
+    let (want, want_pods) = (parts(&expected), expected.pods().clone());
+    let start = Instant::now();
+    while parts(&follower.index) != want || *follower.index.pods() != want_pods {
+        let left = BOUND.checked_sub(start.elapsed());
+        let left = left.unwrap_or_else(|| {
+            panic!(
+                "seed {seed}: {:#?}\nis not\n{want:#?}",
+                parts(&follower.index)
+            )
+        });
+        if timeout(left, follower.updates.changed()).await.is_ok() && follower.take() {
+            witness.check(seed, &follower.index, &history);
+        }
+    }
+    assert_eq!(
+        compiled(&follower.index),
+        compiled(&expected),
+        "seed {seed}"
+    );
+    // It stays so.
+    sleep(Duration::from_millis(100)).await;
+    follower.take();
+    assert_eq!(parts(&follower.index), want, "seed {seed}");
+    (witness.states, faults)
+}
+
+/// `SALLYPORT_SEEDS` runs so many, `SALLYPORT_SEED` begins at another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_told_state_was_true_and_the_last_is() {
+    let number = |variable: &str, default| {
+        std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
+    };
+    let (first, runs) = (number("SALLYPORT_SEED", 1), number("SALLYPORT_SEEDS", 12));
+    let (mut states, mut faults) = (0, 0);
+    for seed in first..first + runs {
+        let (told, happened) = run(seed).await;
+        states += told;
+        faults += happened;
+    }
+    println!("{runs} runs, {states} states told, {faults} faults");
+    let runs = usize::try_from(runs).expect("few");
+    assert!(
+        states > 10 * runs && faults > 10 * runs,
+        "{states} states, {faults} faults"
+    );
+}

@@ -1,0 +1,113 @@
+//! Reading one object, making, changing and deleting it.
+
+use serde_json::{Value, json};
+
+use super::answer::Target;
+use super::http::{Request, Response};
+use super::store::{Key, Refused, Store};
+
+pub(super) fn write(store: &mut Store, request: &Request, target: &Target) -> Response {
+    let key: Key = (
+        target.namespace.clone().unwrap_or_default(),
+        target.name.clone().unwrap_or_default(),
+    );
+    let done = match request.method.as_str() {
+        "GET" => store
+            .get(&target.resource, &key)
+            .cloned()
+            .ok_or_else(|| missing(target, &key)),
+        "DELETE" => store.delete(&target.resource, &key),
+        method => match serde_json::from_slice(&request.body) {
+            Ok(body) => change(store, method, target, &key, body),
+            Err(error) => Err((400, "BadRequest", error.to_string())),
+        },
+    };
+    match done {
+        Ok(object) => {
+            let made = request.method == "POST";
+            Response {
+                status: if made { 201 } else { 200 },
+                ..Response::ok(target.shown(&object))
+            }
+        }
+        Err((code, reason, message)) => Response::failure(code, reason, &message),
+    }
+}
+
+fn missing(target: &Target, key: &Key) -> Refused {
+    let message = format!("{} \"{}\" not found", target.resource.plural, key.1);
+    (404, "NotFound", message)
+}
+
+fn change(
+    store: &mut Store,
+    method: &str,
+    target: &Target,
+    key: &Key,
+    mut body: Value,
+) -> Result<std::sync::Arc<Value>, Refused> {
+    let resource = &target.resource;
+    let old = store.get(resource, key).cloned();
+    if resource.namespaced {
+        body["metadata"]["namespace"] = json!(key.0);
+    }
+    if method == "POST" {
+        let named = super::store::key(resource, &body)?;
+        if store.get(resource, &named).is_some() {
+            let message = format!("{} \"{}\" already exists", resource.plural, named.1);
+            return Err((409, "AlreadyExists", message));
+        }
+        return store.put(resource, body);
+    }
+    // Whoever writes the status leaves the rest alone, and the other way round.
+    let part = target.subresource.as_deref();
+    let object = match (method, old) {
+        // Server-side apply makes what is not there.
+        (_, None) if method == "PATCH" && part.is_none() && body.get("apiVersion").is_some() => {
+            body["metadata"]["name"] = json!(key.1);
+            body
+        }
+        (_, None) => return Err(missing(target, key)),
+        ("PUT", Some(old)) => match part {
+            Some(part) => {
+                let mut object = (*old).clone();
+                object[part] = body[part].take();
+                object
+            }
+            None => body,
+        },
+        (_, Some(old)) => {
+            let mut object = (*old).clone();
+            let version = body["metadata"]["resourceVersion"].take();
+            match part {
+                Some(part) => merge(&mut object[part], &body[part]),
+                None => merge(&mut object, &body),
+            }
+            if let Some(meta) = object["metadata"].as_object_mut() {
+                meta.insert("resourceVersion".to_owned(), version);
+            }
+            object
+        }
+    };
+    store.put(resource, object)
+}
+
+/// A merge patch (RFC 7386).
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (field, value) in patch {
+        if value.is_null() {
+            if let Some(fields) = into.as_object_mut() {
+                fields.remove(field);
+            }
+        } else {
+            merge(&mut into[field], value);
+        }
+    }
+}
