@@ -10,6 +10,7 @@ pub mod api;
 pub mod cli;
 pub mod compile;
 pub mod datapath;
+pub mod explain;
 pub mod gateway;
 pub mod index;
 pub mod node;

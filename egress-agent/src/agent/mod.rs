@@ -68,7 +68,13 @@ pub async fn run(options: Options) -> Result<()> {
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
-    policy::serve(&options, gateways.served(), metrics.policy(), &mut tasks)?;
+    policy::serve(
+        &options,
+        run_dir.path(),
+        gateways.served(),
+        metrics.policy(),
+        &mut tasks,
+    )?;
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
 
     let mut place_check = interval(PLACE_CHECK);

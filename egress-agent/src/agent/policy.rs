@@ -2,10 +2,11 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -13,6 +14,7 @@ use tokio::time::sleep;
 use super::options::Options;
 use crate::policy_server::Served;
 use crate::policy_server::metrics::PolicyMetrics;
+use crate::policy_server::query::{self, QuerySocket};
 use crate::policy_server::server::{self, PolicyServer};
 use crate::policy_server::xds::XdsStatus;
 use crate::tls::{Identities, Source};
@@ -23,13 +25,18 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Serves, if an address was given.
 ///
 /// # Errors
-/// If no certificate was named for it.
+/// If no certificate was named for it, or the socket for questions can't be made.
 pub fn serve(
     options: &Options,
+    run_dir: &Path,
     served: watch::Receiver<Arc<Served>>,
     metrics: &PolicyMetrics,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
+    let status = XdsStatus::default();
+    let socket = QuerySocket::bind(run_dir, served.clone(), status.clone())
+        .with_context(|| format!("can't make {}/{}", run_dir.display(), query::FILE))?;
+    tasks.spawn(socket.run());
     let Some(address) = options.policy_address else {
         return Ok(());
     };
@@ -54,7 +61,7 @@ pub fn serve(
         trust_domain: options.trust_domain.clone(),
         binding: options.client_binding.into(),
         metrics: metrics.clone(),
-        status: XdsStatus::default(),
+        status,
     };
     tasks.spawn(keep_serving(address, options));
     Ok(())

@@ -10,6 +10,7 @@ mod dump;
 mod dump_node;
 mod event_text;
 mod events;
+mod explain;
 mod maps;
 pub mod output;
 mod pods;
@@ -40,7 +41,7 @@ Packets are counted as the hook sees them, bytes with the Ethernet header at a d
 UTC. What has no name is printed as a number, a wildcard as ANY.
 
 Exit status: 0 all is well; 1 an error, said on stderr; 2 (status only) a held pod is uncovered or
-a hook is missing.";
+a hook is missing; explain: 0 allowed, 3 denied, 4 something that decides could not be asked.";
 
 /// Look at what Sallyport holds on this node.
 #[derive(Debug, Parser)]
@@ -95,6 +96,8 @@ enum Command {
     Maps(MapsCommand),
     /// Dropped, rejected and audited packets
     Events(events::Args),
+    /// Whether a pod may reach something: who decides, by which rule, and what to change
+    Explain(explain::Args),
     /// Configuration for others, made from policy
     #[command(subcommand)]
     Render(render::Command),
@@ -189,6 +192,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             print(globals, &dump::view(&pinned, &names, name)?)?;
         }
         Command::Events(args) => events::run(globals, args)?,
+        Command::Explain(args) => return explain::run(globals, args),
         Command::Render(command) => render::run(command)?,
         Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }

@@ -7,7 +7,8 @@ use super::host::{HostName, HostPattern, split_authority};
 use super::identity::SpiffeId;
 use super::path::{TextPattern, is_refused, normalize, normalize_again};
 use super::policy::{
-    Entry, GatewayPolicy, HeaderCondition, ObjectName, PassthroughRoute, Route, Rules,
+    Clients, Entry, GatewayPolicy, HeaderCondition, HostRoutes, Listener, ObjectName,
+    PassthroughRoute, Route, Rules,
 };
 
 /// A request as it reached a gateway.
@@ -155,7 +156,7 @@ impl Decision {
     }
 }
 
-fn find_passthrough<'a>(
+pub(super) fn find_passthrough<'a>(
     policy: &'a GatewayPolicy,
     connection: &Connection<'_>,
 ) -> Result<&'a PassthroughRoute, AccessReason> {
@@ -186,7 +187,7 @@ fn decide_passthrough(route: &PassthroughRoute, connection: &Connection<'_>) -> 
     decide_rules(&route.rules, Some(&route.service), admits)
 }
 
-fn find_route<'a>(
+pub(super) fn find_route<'a>(
     policy: &'a GatewayPolicy,
     request: &Request<'_>,
 ) -> Result<&'a Route, AccessReason> {
@@ -207,6 +208,14 @@ fn find_route<'a>(
         return Err(AccessReason::UnknownHost);
     }
     routes.get(&port).ok_or(AccessReason::UnknownPort)
+}
+
+impl Listener {
+    /// What is served for a host, by the port that clients name; none for a host it does not know.
+    pub fn routes_of(&self, host: &str) -> Option<&HostRoutes> {
+        let host = HostName::of_request(host).ok()?;
+        lookup(&self.hosts, &host).map(|(_, routes)| routes)
+    }
 }
 
 /// The most specific pattern that matches, and what it stands for.
@@ -230,11 +239,7 @@ fn lookup<'a, T>(
 }
 
 fn decide_route(route: &Route, request: &Request<'_>, lines: HeaderLines) -> Decision {
-    let path = if request.normalized {
-        normalize_again(request.path)
-    } else {
-        normalize(request.path)
-    };
+    let path = read_path(request);
     let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref(), lines);
     decide_rules(&route.rules, route.service.as_ref(), admits)
 }
@@ -280,8 +285,66 @@ fn entry_admits(
             .all(|condition| header_holds(condition, request.headers, lines))
 }
 
+/// The path in the form in which it is compared.
+fn read_path(request: &Request<'_>) -> Option<String> {
+    if request.normalized {
+        normalize_again(request.path)
+    } else {
+        normalize(request.path)
+    }
+}
+
+/// The fields of an entry that don't hold for a request.
+pub(super) fn entry_conditions(entry: &Entry, request: &Request<'_>) -> Vec<&'static str> {
+    let path = read_path(request);
+    let lines = HeaderLines::Apart;
+    let without = |change: &dyn Fn(&mut Entry)| {
+        // The entry with this one condition alone.
+        let mut alone = entry.clone();
+        change(&mut alone);
+        !entry_admits(&alone, request, path.as_deref(), lines)
+    };
+    let mut failed = Vec::new();
+    if !entry.clients.admits(request.client) {
+        failed.push("allowedClients");
+    }
+    let free = |alone: &mut Entry| alone.clients = Clients::Every;
+    let conditions: [(&str, &dyn Fn(&mut Entry)); 4] = [
+        ("allowedMethods", &|alone| {
+            free(alone);
+            alone.paths.clear();
+            alone.ip_blocks.clear();
+            alone.headers.clear();
+        }),
+        ("allowedPaths", &|alone| {
+            free(alone);
+            alone.methods.clear();
+            alone.ip_blocks.clear();
+            alone.headers.clear();
+        }),
+        ("allowedIpBlocks", &|alone| {
+            free(alone);
+            alone.methods.clear();
+            alone.paths.clear();
+            alone.headers.clear();
+        }),
+        ("match.request.headers", &|alone| {
+            free(alone);
+            alone.methods.clear();
+            alone.paths.clear();
+            alone.ip_blocks.clear();
+        }),
+    ];
+    for (name, change) in conditions {
+        if without(change) {
+            failed.push(name);
+        }
+    }
+    failed
+}
+
 impl Entry {
-    fn holds_for(&self, client: IpAddr) -> bool {
+    pub(super) fn holds_for(&self, client: IpAddr) -> bool {
         let client = unmapped(client);
         self.ip_blocks.is_empty() || self.ip_blocks.iter().any(|block| block.contains(&client))
     }

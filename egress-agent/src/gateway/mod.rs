@@ -16,6 +16,7 @@ mod rules;
 mod services;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 
