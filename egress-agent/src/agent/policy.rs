@@ -17,7 +17,7 @@ use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::query::{self, QuerySocket};
 use crate::policy_server::server::{self, PolicyServer};
 use crate::policy_server::xds::XdsStatus;
-use crate::tls::{Identities, Source};
+use crate::tls::Source;
 
 /// Wait before a server that has ended, or could not listen, is started again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ pub fn serve(
     };
     let (identities, following) = source.follow();
     tasks.spawn(following);
-    tasks.spawn(watch_expiry(identities.clone(), metrics.clone()));
+    tasks.spawn(metrics.clone().follow_expiry(identities.clone()));
     let options = server::Options {
         served,
         identities,
@@ -82,18 +82,5 @@ async fn keep_serving(address: SocketAddr, options: server::Options) {
             }
         }
         sleep(RETRY).await;
-    }
-}
-
-async fn watch_expiry(mut identities: Identities, metrics: PolicyMetrics) {
-    loop {
-        let seconds = identities
-            .borrow_and_update()
-            .as_ref()
-            .map_or(0, |identity| identity.not_after_seconds());
-        metrics.set_certificate_expiry(seconds);
-        if identities.changed().await.is_err() {
-            return;
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::gateway::envoy::{Bootstrap, bootstrap};
+use crate::gateway::envoy::{Bootstrap, FILES, files};
 use crate::gateway::{ObjectName, SpiffeId};
 
 /// What to render.
@@ -38,6 +38,12 @@ pub(super) struct BootstrapArgs {
     /// Directory of tls.crt, tls.key and ca.crt, by the path that Envoy sees
     #[arg(long, value_name = "DIR", default_value = "/etc/sallyport/tls")]
     cert_dir: PathBuf,
+    /// Directory of the three files, by the path that Envoy sees
+    #[arg(long, value_name = "DIR", default_value = "/etc/envoy")]
+    config_dir: PathBuf,
+    /// Which file to print: Envoy starts with bootstrap.json, which names the others
+    #[arg(long, value_name = "NAME", default_value = FILES[0], value_parser = FILES)]
+    file: String,
     /// Port of Envoy's admin interface, on loopback only
     #[arg(long, value_name = "PORT")]
     admin_port: Option<u16>,
@@ -45,7 +51,11 @@ pub(super) struct BootstrapArgs {
 
 pub(super) fn run(command: &Command) -> Result<()> {
     let Command::Bootstrap(args) = command;
-    let text = bootstrap(&read(args)?);
+    let files = files(&read(args)?);
+    let (_, text) = files
+        .iter()
+        .find(|(name, _)| *name == args.file)
+        .with_context(|| format!("--file {}: there is no such file", args.file))?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()?;
@@ -66,6 +76,7 @@ fn read(args: &BootstrapArgs) -> Result<Bootstrap> {
         server_id: SpiffeId::parse(&args.server_id)
             .with_context(|| format!("--server-id {}", args.server_id))?,
         cert_dir: args.cert_dir.clone(),
+        config_dir: args.config_dir.clone(),
         admin_port: args.admin_port,
     })
 }

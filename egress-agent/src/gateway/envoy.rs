@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use super::policy::{Gateway, GatewayPolicy, ObjectName};
 
-pub use bootstrap::{Bootstrap, bootstrap};
+pub use bootstrap::{Bootstrap, FILES, files};
 pub use resources::{CLUSTERS, LISTENERS, ROUTES, Resource, Resources, SECRETS, TYPES};
 
 /// Name of the bootstrap's cluster that leads to the policy server.

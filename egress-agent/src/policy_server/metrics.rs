@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::accept::{Refusal, Watcher};
 use super::authz::Verdict;
 use crate::gateway::ObjectName;
+use crate::tls::Identities;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -180,10 +181,19 @@ impl PolicyMetrics {
             .inc();
     }
 
-    /// Seconds since the epoch.
-    pub fn set_certificate_expiry(&self, seconds: u64) {
-        #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
-        self.certificate_expiry.set(seconds as f64);
+    /// Says when the certificate expires, whichever it is.
+    pub async fn follow_expiry(self, mut identities: Identities) {
+        loop {
+            let seconds = identities
+                .borrow_and_update()
+                .as_ref()
+                .map_or(0, |identity| identity.not_after_seconds());
+            #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
+            self.certificate_expiry.set(seconds as f64);
+            if identities.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 

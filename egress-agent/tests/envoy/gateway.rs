@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
-use egress_agent::gateway::envoy::{Authorization, Bootstrap, bootstrap};
+use egress_agent::gateway::envoy::{Authorization, Bootstrap, files};
 use egress_agent::gateway::{
     Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
     Problem, Request, Settings, SpiffeId, compile, decide_access, render,
@@ -130,7 +130,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Who the gateway is.
-const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
+pub const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
 
 /// A gateway whose Envoy and policy server end with it.
 pub struct Gateway {
@@ -188,14 +188,17 @@ impl Gateway {
         let agent = root.join("agent");
         put(&agent, &mesh.sign(&[], &[SERVER_ID]));
         let server = Server::start(([127, 0, 0, 1], 0).into(), &agent, Binding::Off);
-        let text = bootstrap(&Bootstrap {
+        let files = files(&Bootstrap {
             gateway: ObjectName::new("istio-egress", "egress-vg"),
             server: ("127.0.0.1".to_owned(), server.address.port()),
             server_id: server_id(),
             cert_dir: certs.clone(),
+            config_dir: root.to_owned(),
             admin_port: None,
         });
-        fs::write(root.join("bootstrap.json"), text).expect("a file");
+        for (name, text) in files {
+            fs::write(root.join(name), text).expect("a file");
+        }
         Self {
             port,
             mesh,

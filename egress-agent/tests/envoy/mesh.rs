@@ -1,6 +1,7 @@
 //! Certificates of a mesh and of the outside, made on the spot.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -47,6 +48,11 @@ impl Authority {
 
     /// Signs a certificate for host names and URIs.
     pub fn sign(&self, hosts: &[&str], uris: &[&str]) -> Leaf {
+        self.sign_until(hosts, uris, None)
+    }
+
+    /// The same, with an end.
+    pub fn sign_until(&self, hosts: &[&str], uris: &[&str], end: Option<SystemTime>) -> Leaf {
         let ia5 = |text: &&str| Ia5String::try_from(*text).expect("ASCII");
         let mut params = CertificateParams::default();
         params.subject_alt_names = hosts
@@ -54,6 +60,9 @@ impl Authority {
             .map(|host| SanType::DnsName(ia5(host)))
             .chain(uris.iter().map(|uri| SanType::URI(ia5(uri))))
             .collect();
+        if let Some(end) = end {
+            params.not_after = end.into();
+        }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         Leaf {

@@ -46,6 +46,7 @@ impl Server {
         let status = XdsStatus::default();
         let (identities, following) = Source::files(certs).follow();
         runtime.spawn(following);
+        runtime.spawn(metrics.clone().follow_expiry(identities.clone()));
         let deadline = Instant::now() + Duration::from_secs(10);
         while identities.borrow().is_none() {
             assert!(

@@ -1,4 +1,7 @@
 //! What a gateway's Envoy is started with; everything else comes over xDS.
+//!
+//! Certificate and authorities for the policy server itself stand in files of their own (SDS):
+//! Envoy reads certificates that stand in its bootstrap only once, even with a watched directory.
 
 use std::path::PathBuf;
 
@@ -18,13 +21,31 @@ pub struct Bootstrap {
     pub server_id: SpiffeId,
     /// Holds the gateway's `tls.crt`, `tls.key` and `ca.crt`, by the path that Envoy sees.
     pub cert_dir: PathBuf,
+    /// Where the [`files`] are, by the path that Envoy sees.
+    pub config_dir: PathBuf,
     /// Port of the readiness and metrics interface, on loopback only; none without it.
     pub admin_port: Option<u16>,
 }
 
-/// The bootstrap as JSON. It never changes while the gateway is the same. Envoy's `--service-node`
-/// sets the node's name (the pod's, say); `node.cluster` names the `VirtualGateway`.
-pub fn bootstrap(settings: &Bootstrap) -> String {
+/// Names of the [`files`].
+pub const FILES: [&str; 3] = [BOOTSTRAP, CERTIFICATE, TRUST];
+const BOOTSTRAP: &str = "bootstrap.json";
+const CERTIFICATE: &str = "certificate.json";
+const TRUST: &str = "trust.json";
+
+/// The bootstrap and the secrets that it names, by [`FILES`]. They never change while the gateway
+/// is the same.
+pub fn files(settings: &Bootstrap) -> [(&'static str, String); 3] {
+    [
+        (BOOTSTRAP, bootstrap(settings)),
+        (CERTIFICATE, certificate(settings)),
+        (TRUST, trust(settings)),
+    ]
+}
+
+/// The bootstrap as JSON. Envoy's `--service-node` sets the node's name (the pod's, say);
+/// `node.cluster` names the `VirtualGateway`.
+fn bootstrap(settings: &Bootstrap) -> String {
     let (host, port) = &settings.server;
     let mut bootstrap = json!({
         "node": { "id": settings.gateway.to_string(), "cluster": settings.gateway.to_string() },
@@ -55,8 +76,12 @@ pub fn bootstrap(settings: &Bootstrap) -> String {
 }
 
 fn policy_server(settings: &Bootstrap, host: &str, port: u16) -> Value {
-    let file = |name: &str| json!({ "filename": settings.cert_dir.join(name) });
-    let watched = json!({ "path": settings.cert_dir });
+    let secret = |name: &str, file: &str| {
+        json!({ "name": name, "sds_config": {
+            "resource_api_version": "V3",
+            "path_config_source": { "path": settings.config_dir.join(file) },
+        } })
+    };
     json!({
         "name": POLICY_CLUSTER,
         "type": "STRICT_DNS",
@@ -84,23 +109,45 @@ fn policy_server(settings: &Bootstrap, host: &str, port: u16) -> Value {
                     "tls_params": { "tls_minimum_protocol_version": "TLSv1_3",
                                     "tls_maximum_protocol_version": "TLSv1_3" },
                     "alpn_protocols": ["h2"],
-                    "tls_certificates": [{
-                        "certificate_chain": file("tls.crt"),
-                        "private_key": file("tls.key"),
-                        "watched_directory": watched,
-                    }],
-                    "validation_context": {
-                        "trusted_ca": file("ca.crt"),
-                        "watched_directory": watched,
-                        "match_typed_subject_alt_names": [{
-                            "san_type": "URI",
-                            "matcher": { "exact": settings.server_id.to_string() },
-                        }],
-                    },
+                    "tls_certificate_sds_secret_configs": [secret("certificate", CERTIFICATE)],
+                    "validation_context_sds_secret_config": secret("trust", TRUST),
                 },
             },
         },
     })
+}
+
+/// What the gateway proves itself with.
+fn certificate(settings: &Bootstrap) -> String {
+    let secret = json!({ "tls_certificate": {
+        "certificate_chain": file(settings, "tls.crt"),
+        "private_key": file(settings, "tls.key"),
+        "watched_directory": { "path": settings.cert_dir },
+    } });
+    discovery_response("certificate", secret)
+}
+
+/// Whom it takes for the policy server.
+fn trust(settings: &Bootstrap) -> String {
+    let secret = json!({ "validation_context": {
+        "trusted_ca": file(settings, "ca.crt"),
+        "watched_directory": { "path": settings.cert_dir },
+        "match_typed_subject_alt_names": [{
+            "san_type": "URI",
+            "matcher": { "exact": settings.server_id.to_string() },
+        }],
+    } });
+    discovery_response("trust", secret)
+}
+
+fn file(settings: &Bootstrap, name: &str) -> Value {
+    json!({ "filename": settings.cert_dir.join(name) })
+}
+
+fn discovery_response(name: &str, mut secret: Value) -> String {
+    secret["@type"] = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".into();
+    secret["name"] = name.into();
+    format!("{:#}\n", json!({ "resources": [secret] }))
 }
 
 fn socket(host: &str, port: u16) -> Value {

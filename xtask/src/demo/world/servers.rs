@@ -124,21 +124,31 @@ fn start_gateway(node: &Node, pods: &Pods, programs: &Programs, kind: Gateway) -
     let server_id = spiffe_id(AGENT.0, AGENT.1);
     let bootstrap = match (&programs.sallyport, kind) {
         (Some(sallyport), Gateway::Xds) => {
-            let output = Command::new(&sallyport.egressctl)
-                .args(["render", "bootstrap", "--gateway", manifests::GATEWAY_NAME])
-                .args(["--server", &server.to_string(), "--server-id", &server_id])
-                .arg("--cert-dir")
-                .arg(pod.directory().join("certs"))
-                .args(["--admin-port", &envoy::ADMIN_PORT.to_string()])
-                .output()
-                .context("cannot run egressctl")?;
-            if !output.status.success() {
-                bail!(
-                    "egressctl render bootstrap: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
+            let render = |file: &str| {
+                let output = Command::new(&sallyport.egressctl)
+                    .args(["render", "bootstrap", "--gateway", manifests::GATEWAY_NAME])
+                    .args(["--server", &server.to_string(), "--server-id", &server_id])
+                    .arg("--cert-dir")
+                    .arg(pod.directory().join("certs"))
+                    .arg("--config-dir")
+                    .arg(pod.directory())
+                    .args(["--admin-port", &envoy::ADMIN_PORT.to_string()])
+                    .args(["--file", file])
+                    .output()
+                    .context("cannot run egressctl")?;
+                if !output.status.success() {
+                    bail!(
+                        "egressctl render bootstrap: {}",
+                        String::from_utf8_lossy(&output.stderr)
+                    );
+                }
+                String::from_utf8(output.stdout).context("the bootstrap")
+            };
+            for file in ["certificate.json", "trust.json"] {
+                fs::write(pod.directory().join(file), render(file)?)
+                    .with_context(|| format!("cannot write {file}"))?;
             }
-            String::from_utf8(output.stdout).context("the bootstrap")?
+            render("bootstrap.json")?
         }
         _ => gateway::bootstrap(&gateway::Settings {
             pod,
