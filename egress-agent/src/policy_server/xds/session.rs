@@ -170,9 +170,7 @@ impl Session {
                 && subscription.difference(type_url, resources).is_empty()
         };
         // Listeners are asked for last; what they name is asked for as they come.
-        self.types.contains_key(LISTENERS)
-            && self.is_answered()
-            && self.types.iter().all(current)
+        self.types.contains_key(LISTENERS) && self.is_answered() && self.types.iter().all(current)
     }
 
     fn response(

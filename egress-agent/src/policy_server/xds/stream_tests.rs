@@ -216,7 +216,10 @@ async fn a_refusal_is_seen_until_it_is_settled() {
     let refused = follower.wait_for(|nodes| nodes.values().any(|it| !it.rejected.is_empty()));
     let node = timeout(SOON, refused).await.unwrap().unwrap().clone();
     let node = node.into_values().next().unwrap();
-    assert_eq!((node.gateway.as_str(), node.node.as_str()), ("egress/vg", "pod-1"));
+    assert_eq!(
+        (node.gateway.as_str(), node.node.as_str()),
+        ("egress/vg", "pod-1")
+    );
     assert_eq!(node.rejected["Listener"].message, "no such filter");
     assert_eq!(node.rejected["Listener"].revision, "r1");
     assert_eq!(node.revision, None);
@@ -271,7 +274,10 @@ async fn a_pod_that_is_no_gateway_any_more_loses_its_stream_at_once() {
 
 #[tokio::test]
 async fn what_a_gateway_had_is_taken_back_when_it_is_gone() {
-    let served = state("r1", resources(&[(LISTENERS, "l", "1"), (CLUSTERS, "c", "1")]));
+    let served = state(
+        "r1",
+        resources(&[(LISTENERS, "l", "1"), (CLUSTERS, "c", "1")]),
+    );
     let mut world = World::start(served, Some(identity("gateway"))).await;
     let mut open = world.open().await;
     open.send(begin(CLUSTERS, "egress/vg")).await;

@@ -39,7 +39,10 @@ pub(super) fn subscribe(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest
     }
 }
 
-pub(super) fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscoveryRequest {
+pub(super) fn answer(
+    response: &DeltaDiscoveryResponse,
+    error: Option<&str>,
+) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: response.type_url.clone(),
         response_nonce: response.nonce.clone(),
