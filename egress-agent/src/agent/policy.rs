@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +12,20 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::options::Options;
+use super::run_dir;
 use crate::policy_server::Served;
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::server::{self, PolicyServer};
-use crate::policy_server::xds::XdsStatus;
+use crate::policy_server::xds::{NodeState, XdsStatus};
 use crate::tls::{Identities, Source};
 
 /// Wait before a server that has ended, or could not listen, is started again.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// The file of the run directory that lists the Envoys configured from here.
+const GATEWAYS: &str = "gateways.json";
+/// It is written so often at most.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves, if an address was given.
 ///
@@ -31,6 +38,8 @@ pub fn serve(
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
     let Some(address) = options.policy_address else {
+        // An earlier agent may have served; most did not.
+        let _ = std::fs::remove_file(options.run_dir.join(GATEWAYS));
         return Ok(());
     };
     let source = match (&options.policy_cert_dir, &options.spiffe_endpoint_socket) {
@@ -47,6 +56,8 @@ pub fn serve(
     let (identities, following) = source.follow();
     tasks.spawn(following);
     tasks.spawn(watch_expiry(identities.clone(), metrics.clone()));
+    let status = XdsStatus::default();
+    tasks.spawn(list_gateways(status.clone(), options.run_dir.clone()));
     let options = server::Options {
         served,
         identities,
@@ -54,7 +65,7 @@ pub fn serve(
         trust_domain: options.trust_domain.clone(),
         binding: options.client_binding.into(),
         metrics: metrics.clone(),
-        status: XdsStatus::default(),
+        status,
     };
     tasks.spawn(keep_serving(address, options));
     Ok(())
@@ -89,4 +100,23 @@ async fn watch_expiry(mut identities: Identities, metrics: PolicyMetrics) {
             return;
         }
     }
+}
+
+/// Keeps the list of Envoys in the run directory, for `egressctl status`.
+async fn list_gateways(status: XdsStatus, run_dir: PathBuf) {
+    let mut nodes = status.follow();
+    loop {
+        let list: Vec<NodeState> = nodes.borrow_and_update().values().cloned().collect();
+        if let Err(error) = write_list(&run_dir, &list) {
+            tracing::warn!(event = "gateways_unwritten", error = format!("{error:#}"));
+        }
+        sleep(PAUSE).await;
+        if nodes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn write_list(run_dir: &Path, list: &[NodeState]) -> Result<()> {
+    run_dir::replace(run_dir, GATEWAYS, &serde_json::to_vec_pretty(list)?)
 }
