@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +12,21 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::options::Options;
+use super::run_dir;
 use crate::policy_server::Served;
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::query::{self, QuerySocket};
 use crate::policy_server::server::{self, PolicyServer};
-use crate::policy_server::xds::XdsStatus;
+use crate::policy_server::xds::{NodeState, XdsStatus};
 use crate::tls::Source;
 
 /// Wait before a server that has ended, or could not listen, is started again.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// The file of the run directory that lists the Envoys configured from here.
+const GATEWAYS: &str = "gateways.json";
+/// It is written so often at most.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves, if an address was given.
 ///
@@ -38,6 +44,8 @@ pub fn serve(
         .with_context(|| format!("can't make {}/{}", run_dir.display(), query::FILE))?;
     tasks.spawn(socket.run());
     let Some(address) = options.policy_address else {
+        // An earlier agent may have served; most did not.
+        let _ = std::fs::remove_file(options.run_dir.join(GATEWAYS));
         return Ok(());
     };
     let source = match (&options.policy_cert_dir, &options.spiffe_endpoint_socket) {
@@ -54,6 +62,7 @@ pub fn serve(
     let (identities, following) = source.follow();
     tasks.spawn(following);
     tasks.spawn(metrics.clone().follow_expiry(identities.clone()));
+    tasks.spawn(list_gateways(status.clone(), options.run_dir.clone()));
     let options = server::Options {
         served,
         identities,
@@ -83,4 +92,23 @@ async fn keep_serving(address: SocketAddr, options: server::Options) {
         }
         sleep(RETRY).await;
     }
+}
+
+/// Keeps the list of Envoys in the run directory, for `egressctl status`.
+async fn list_gateways(status: XdsStatus, run_dir: PathBuf) {
+    let mut nodes = status.follow();
+    loop {
+        let list: Vec<NodeState> = nodes.borrow_and_update().values().cloned().collect();
+        if let Err(error) = write_list(&run_dir, &list) {
+            tracing::warn!(event = "gateways_unwritten", error = format!("{error:#}"));
+        }
+        sleep(PAUSE).await;
+        if nodes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn write_list(run_dir: &Path, list: &[NodeState]) -> Result<()> {
+    run_dir::replace(run_dir, GATEWAYS, &serde_json::to_vec_pretty(list)?)
 }

@@ -92,11 +92,16 @@ impl RunDir {
 
     /// Replaces a file of the directory at once.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        let (draft, path) = (self.path.join(format!(".{name}.new")), self.path.join(name));
-        fs::write(&draft, content)
-            .and_then(|()| fs::rename(&draft, &path))
-            .with_context(|| format!("can't write {}", path.display()))
+        replace(&self.path, name, content)
     }
+}
+
+/// Replaces a file of a directory at once.
+pub(super) fn replace(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let (draft, path) = (directory.join(format!(".{name}.new")), directory.join(name));
+    fs::write(&draft, content)
+        .and_then(|()| fs::rename(&draft, &path))
+        .with_context(|| format!("can't write {}", path.display()))
 }
 
 impl Drop for RunDir {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::policy_server::xds::NodeState;
 use crate::telemetry::socket;
 
 /// What the run directory says.
@@ -17,6 +18,8 @@ pub struct AgentState {
     pub ready: Option<Ready>,
     /// Only while it runs.
     pub pods: Vec<AgentPod>,
+    /// Envoys that get their configuration from it. Only while it runs.
+    pub gateways: Vec<NodeState>,
 }
 
 /// Contents of `ready`.
@@ -64,12 +67,15 @@ pub fn read(run_dir: &Path) -> AgentState {
     let pid = std::fs::read_to_string(&lock).ok();
     let status = std::fs::read(run_dir.join("status.json")).ok();
     let status = status.and_then(|text| serde_json::from_slice::<AgentStatus>(&text).ok());
+    let gateways = std::fs::read(run_dir.join("gateways.json")).ok();
+    let gateways = gateways.and_then(|text| serde_json::from_slice(&text).ok());
     let ready = std::fs::read(run_dir.join("ready")).ok();
     AgentState {
         running,
         pid: pid.and_then(|pid| pid.trim().parse().ok()),
         ready: ready.and_then(|text| serde_json::from_slice(&text).ok()),
         pods: status.unwrap_or_default().pods,
+        gateways: gateways.unwrap_or_default(),
     }
 }
 
@@ -100,6 +106,7 @@ fn has_lock(locks: &str, place: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy_server::xds::Rejection;
 
     #[test]
     fn a_lock_is_seen_without_taking_it() {
@@ -110,8 +117,18 @@ mod tests {
         file.try_lock().expect("lock");
         std::fs::write(&path, "4242\n").expect("write");
         std::fs::write(dir.path().join("ready"), r#"{"revision":"r","writes":3}"#).expect("write");
+        let node = NodeState {
+            gateway: "egress/vg".to_owned(),
+            node: "pod".to_owned(),
+            address: ([127, 0, 0, 1], 4).into(),
+            revision: None,
+            rejected: [("Listener".to_owned(), Rejection::default())].into(),
+        };
+        let list = serde_json::to_vec(&[node.clone()]).expect("JSON");
+        std::fs::write(dir.path().join("gateways.json"), list).expect("write");
         let state = read(dir.path());
         assert!(state.running);
+        assert_eq!(state.gateways, [node]);
         assert_eq!(state.pid, Some(4242));
         assert_eq!(state.ready.map(|ready| ready.writes), Some(3));
         drop(file);

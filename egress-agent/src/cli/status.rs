@@ -8,6 +8,7 @@ use super::output::{Part, Table, View, values};
 use super::pods::{Coverage, Device, Pod, pods};
 use super::snapshot::Snapshot;
 use crate::datapath::pinned::HookTarget;
+use crate::policy_server::xds::NodeState;
 
 /// Pins of the hooks on kubepods, and their programs.
 const HOOKS: [(&str, &str); 6] = [
@@ -31,6 +32,8 @@ pub struct Status {
     pub kubepods: String,
     pub hooks: Vec<Hook>,
     pub pods: Vec<PodStatus>,
+    /// Envoys that get their configuration from this node's agent, wherever they run.
+    pub gateways: Vec<NodeState>,
     pub counts: Counts,
 }
 
@@ -113,6 +116,7 @@ pub fn status(snapshot: &Snapshot) -> Status {
             .unwrap_or_default(),
         hooks,
         counts: counts(snapshot, &pods),
+        gateways: agent.gateways.clone(),
         pods: pods.into_iter().map(PodStatus::from).collect(),
     }
 }
@@ -226,7 +230,36 @@ impl Status {
                 );
             }
         }
+        for node in &self.gateways {
+            for (kind, rejection) in &node.rejected {
+                let _ = write!(
+                    text,
+                    "\nREJECTED: {} of gateway {} keeps its last configuration, it refuses a {kind} \
+                     of revision {}: {}",
+                    node.node, node.gateway, rejection.revision, rejection.message
+                );
+            }
+        }
         text
+    }
+
+    fn gateways(&self) -> Option<Part> {
+        let mut table = Table::new(&["GATEWAY", "ENVOY", "CONFIGURATION", "REVISION", "+ADDRESS"]);
+        for node in &self.gateways {
+            let state = match (&node.revision, node.rejected.is_empty()) {
+                (_, false) => "REJECTED",
+                (Some(_), true) => "accepted",
+                (None, true) => "under way",
+            };
+            table.row(vec![
+                node.gateway.clone(),
+                node.node.clone(),
+                state.to_owned(),
+                node.revision.clone().unwrap_or_default(),
+                node.address.to_string(),
+            ]);
+        }
+        (!self.gateways.is_empty()).then_some(Part::Table(table))
     }
 
     /// For printing.
@@ -252,15 +285,17 @@ impl Status {
                 pod.uid.clone(),
             ]);
         }
+        let mut page = vec![
+            Part::Text(self.headline()),
+            Part::Table(hooks),
+            Part::Table(pods),
+        ];
+        page.extend(self.gateways());
+        page.push(Part::Text(self.summary()));
         View {
             kind: "Status",
             items: values(std::slice::from_ref(self)),
-            page: vec![
-                Part::Text(self.headline()),
-                Part::Table(hooks),
-                Part::Table(pods),
-                Part::Text(self.summary()),
-            ],
+            page,
         }
     }
 }

@@ -21,6 +21,7 @@ use super::pods::{find, pods};
 use super::pods_text::{get_view, list_view};
 use super::status::status;
 use super::{dump, maps, uninstall};
+use crate::policy_server::xds::Rejection;
 use fixture::{events, ill, padded, well};
 
 const NOW_NS: u64 = 100_000_000_000;
@@ -49,6 +50,23 @@ fn status_of_a_well_node() {
     let status = status(&well());
     assert!(status.is_well());
     golden("status", &status.view());
+}
+
+#[test]
+fn what_a_gateway_refuses_is_shown() {
+    let mut snapshot = well();
+    let rejection = Rejection {
+        revision: "17".to_owned(),
+        message: "no such filter".to_owned(),
+    };
+    let gateway = &mut snapshot.agent.gateways[0];
+    gateway.rejected.insert("Listener".to_owned(), rejection);
+    let status = status(&snapshot);
+    assert!(status.is_well(), "pods are held all the same");
+    let text = render(&status.view(), Format::Table, false).expect("text");
+    let line = "REJECTED: egress-0 of gateway gateways/egress keeps its last configuration, it \
+                refuses a Listener of revision 17: no such filter";
+    assert!(text.lines().any(|it| it == line), "{text}");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 mod client;
 mod conditions;
+mod deployed;
 mod gateway;
 mod live;
+mod manifest;
 mod mesh;
 #[path = "../support/policy_server.rs"]
 mod policy_server;

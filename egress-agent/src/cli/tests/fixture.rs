@@ -12,6 +12,7 @@ use crate::cli::agent::{AgentPod, AgentState, Ready};
 use crate::cli::cgroups::Place;
 use crate::cli::snapshot::Snapshot;
 use crate::datapath::pinned::{HookTarget, HookedDevice, PinnedHook};
+use crate::policy_server::xds::NodeState;
 use crate::telemetry::FlowEvent;
 use crate::telemetry::flow::{Icmp, PodRef, Process, Side};
 
@@ -164,6 +165,13 @@ pub fn well() -> Snapshot {
             coverage: "covered".to_owned(),
             lockdowns: vec!["web".to_owned()],
             ..AgentPod::default()
+        }],
+        gateways: vec![NodeState {
+            gateway: "gateways/egress".to_owned(),
+            node: "egress-0".to_owned(),
+            address: ([10, 244, 1, 9], 40112).into(),
+            revision: Some("9d04c5a1b2e3f607".to_owned()),
+            rejected: BTreeMap::new(),
         }],
     };
     snapshot

@@ -8,6 +8,8 @@ mod session;
 mod status;
 mod stream;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
 
 use std::pin::Pin;

@@ -157,6 +157,22 @@ impl Session {
         None
     }
 
+    /// Whether nothing is under way.
+    pub fn is_answered(&self) -> bool {
+        let mut types = self.types.values();
+        types.all(|subscription| subscription.unanswered.is_none())
+    }
+
+    /// Whether the client has all it wants of these resources, and refused none.
+    pub fn is_current(&self, resources: &Resources) -> bool {
+        let current = |(type_url, subscription): (&&str, &Subscription)| {
+            subscription.refused.is_empty()
+                && subscription.difference(type_url, resources).is_empty()
+        };
+        // Listeners are asked for last; what they name is asked for as they come.
+        self.types.contains_key(LISTENERS) && self.is_answered() && self.types.iter().all(current)
+    }
+
     fn response(
         &mut self,
         type_url: &'static str,

@@ -18,7 +18,7 @@ pub struct NodeState {
     /// As Envoy names itself (`--service-node`).
     pub node: String,
     pub address: SocketAddr,
-    /// The last state of policy of which it took something.
+    /// The last state of policy that it has whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// What it refused, by type; what it had before stands.
@@ -26,7 +26,7 @@ pub struct NodeState {
 }
 
 /// A refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rejection {
     /// State of policy that was refused.
@@ -83,13 +83,17 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Something was taken; `settled` if nothing of that kind stands refused.
-    pub(super) fn acked(&self, kind: &str, revision: &str, settled: bool) {
+    /// Nothing of that kind stands refused.
+    pub(super) fn settled(&self, kind: &str) {
+        self.change(|state| _ = state.rejected.remove(kind));
+    }
+
+    /// It has all of that state.
+    pub(super) fn current(&self, revision: &str) {
         self.change(|state| {
-            if settled {
-                state.rejected.remove(kind);
+            if state.revision.as_deref() != Some(revision) {
+                state.revision = Some(revision.to_owned());
             }
-            state.revision = Some(revision.to_owned());
         });
     }
 

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, sleep_until};
 use tonic::{Status, Streaming};
 
 use super::session::{Event, Session};
@@ -14,6 +15,9 @@ use super::status::{Entry, Rejection, XdsStatus};
 use crate::gateway::ObjectName;
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::{Caller, Served};
+
+/// How long the Envoy of a gateway that is gone may take to give up what it has.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What a stream needs.
 pub(super) struct Task {
@@ -46,6 +50,7 @@ impl Task {
         // Revision of the last response, by type.
         let mut sent: BTreeMap<String, String> = BTreeMap::new();
         let mut request = Some(first);
+        let mut farewell: Option<Instant> = None;
         loop {
             if let Some(request) = request.take() {
                 let event = session
@@ -54,17 +59,38 @@ impl Task {
                 self.tell(&gateway, &entry, &sent, event);
             }
             let served = self.served.borrow_and_update().clone();
-            self.check(&served, &gateway)?;
-            // A gateway that is gone has nothing any more.
-            let resources = served.resources.get(&gateway).cloned().unwrap_or_default();
+            let refusal = self.check(&served, &gateway).err();
+            let gone = !served.policy.gateways.contains_key(&gateway);
+            if let Some(refusal) = &refusal
+                && !gone
+            {
+                return Err(self.refuse(refusal.clone()));
+            }
+            // A gateway that is gone has nothing any more; its Envoy gives it up before it loses
+            // the stream, or it would go on with the last policy it was told.
+            let resources = served.resources.get(&gateway).filter(|_| !gone);
+            let resources = resources.cloned().unwrap_or_default();
             while let Some(response) = session.respond(&resources, &served.revision) {
                 sent.insert(response.type_url.clone(), served.revision.clone());
                 if responses.send(Ok(response)).await.is_err() {
                     return Ok(());
                 }
             }
+            if session.is_current(&resources) {
+                entry.current(&served.revision);
+            }
+            match refusal {
+                Some(refusal) => {
+                    let end = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
+                    if session.is_answered() || Instant::now() >= end {
+                        return Err(self.refuse(refusal));
+                    }
+                }
+                None => farewell = None,
+            }
             tokio::select! {
                 () = responses.closed() => return Ok(()),
+                () = sleep_until(farewell.unwrap_or_else(Instant::now)), if farewell.is_some() => {}
                 message = requests.message() => match message? {
                     Some(message) => request = Some(message),
                     None => return Ok(()),
@@ -88,7 +114,8 @@ impl Task {
             )
         })?;
         let gateway = ObjectName::new(namespace, name);
-        self.check(&self.served.borrow(), &gateway)?;
+        let allowed = self.check(&self.served.borrow(), &gateway);
+        allowed.map_err(|refusal| self.refuse(refusal))?;
         Ok(gateway)
     }
 
@@ -98,10 +125,14 @@ impl Task {
         if served.gateways_of(identity).contains(gateway) {
             return Ok(());
         }
-        self.metrics.caller_refused("no-gateway");
         Err(Status::permission_denied(format!(
             "{identity} is not the service account of a pod that VirtualGateway {gateway} selects"
         )))
+    }
+
+    fn refuse(&self, refusal: Status) -> Status {
+        self.metrics.caller_refused("no-gateway");
+        refusal
     }
 
     fn tell(
@@ -113,8 +144,8 @@ impl Task {
     ) {
         match event {
             Event::Acked { type_url, settled } => {
-                if let Some(revision) = sent.get(type_url) {
-                    entry.acked(kind(type_url), revision, settled);
+                if settled {
+                    entry.settled(kind(type_url));
                 }
             }
             Event::Nacked { type_url, message } => {

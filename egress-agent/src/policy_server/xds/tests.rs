@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::session::{Event, Session};
 use crate::gateway::envoy::{CLUSTERS, LISTENERS, ROUTES, Resource, Resources, SECRETS};
 
-fn resources(wanted: &[(&'static str, &str, &str)]) -> Resources {
+pub(super) fn resources(wanted: &[(&'static str, &str, &str)]) -> Resources {
     let mut resources = Resources::default();
     for (type_url, name, version) in wanted {
         let resource = Resource {
@@ -31,7 +31,7 @@ fn resources(wanted: &[(&'static str, &str, &str)]) -> Resources {
     resources
 }
 
-fn subscribe(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
+pub(super) fn subscribe(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: type_url.to_owned(),
         resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
@@ -39,7 +39,10 @@ fn subscribe(type_url: &str, names: &[&str]) -> DeltaDiscoveryRequest {
     }
 }
 
-fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscoveryRequest {
+pub(super) fn answer(
+    response: &DeltaDiscoveryResponse,
+    error: Option<&str>,
+) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: response.type_url.clone(),
         response_nonce: response.nonce.clone(),
@@ -51,7 +54,7 @@ fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscov
     }
 }
 
-fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+pub(super) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response
         .resources
         .iter()
