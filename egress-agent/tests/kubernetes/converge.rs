@@ -371,10 +371,11 @@ async fn run(seed: u64) -> (usize, usize) {
     while parts(&follower.index) != want || *follower.index.pods() != want_pods {
         let left = BOUND.checked_sub(start.elapsed());
         let left = left.unwrap_or_else(|| {
-            panic!(
-                "seed {seed}: {:#?}\nis not\n{want:#?}",
-                parts(&follower.index)
-            )
+            let mut is = parts(&follower.index);
+            is.retain(|part, content| want[part] != *content);
+            let pods = follower.index.pods();
+            println!("asked {:#?}\nfaults {:#?}", history.api.take_asked(), history.api.faults());
+            panic!("seed {seed}: after {BOUND:?} these are not true: {is:#?}\npods: {pods:#?}\nthey should be {want:#?}\n{want_pods:#?}")
         });
         if timeout(left, follower.updates.changed()).await.is_ok() && follower.take() {
             witness.check(seed, &follower.index, &history);
@@ -395,6 +396,11 @@ async fn run(seed: u64) -> (usize, usize) {
 /// `SALLYPORT_SEEDS` runs so many, `SALLYPORT_SEED` begins at another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_told_state_was_true_and_the_last_is() {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init()
+        .ok();
     let number = |variable: &str, default| {
         std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
     };
