@@ -14,7 +14,7 @@ mod needs_root {
     use xtask::node::{Netns, PodSpec, objects, plan};
 
     use super::support::traffic::{SECRET, Traffic};
-    use super::support::{Cluster, skipped};
+    use super::support::{Agent, Cluster, skipped};
 
     /// What the directory holds, in an API server on the node's loopback.
     fn serve(cluster: &Cluster) -> (ApiServer, PathBuf) {
@@ -186,5 +186,100 @@ mod needs_root {
         assert_eq!(code, Some(0), "{status}");
         agent.stop();
         assert_eq!(reached(), "connected", "{before} before");
+    }
+    /// Resident memory in KiB and processor time in milliseconds.
+    fn cost(agent: &Agent) -> (u64, u64) {
+        let proc = PathBuf::from(format!("/proc/{}", agent.pid()));
+        let status = fs::read_to_string(proc.join("status")).expect("its status");
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let rss = rss.expect("VmRSS").trim().trim_end_matches(" kB");
+        let stat = fs::read_to_string(proc.join("stat")).expect("its times");
+        let (_, stat) = stat.rsplit_once(')').expect("a name");
+        let times: Vec<u64> = stat
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|time| time.parse().expect("a number"))
+            .collect();
+        // A tick is 10 ms on every architecture that matters here.
+        (rss.parse().expect("a number"), (times[0] + times[1]) * 10)
+    }
+
+    fn elsewhere(i: u32, ready: &str) -> Value {
+        let ip = format!("10.{}.{}.{}", 128 + i / 65536, (i / 256) % 256, i % 256);
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": format!("app-{i}"), "namespace": "other", "uid": format!("uid-{i}"),
+                "labels": { "app": format!("app-{}", i % 500), "pod-template-hash": "5d4f8c7b9c" },
+                "managedFields": [{ "manager": "kubelet", "fieldsV1": { "f:status": "x".repeat(1500) } }] },
+            "spec": { "nodeName": format!("node-{}", 100 + i % 100), "serviceAccountName": "default",
+                "containers": [{ "name": "app", "image": "example.com/app", "args": ["y".repeat(500)] }] },
+            "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
+                "conditions": [{ "type": "Ready", "status": ready }] },
+        })
+    }
+
+    #[test]
+    fn ten_thousand_pods_of_other_nodes_cost_next_to_nothing() {
+        const PODS: u32 = 10_000;
+        if skipped("ten_thousand_pods_of_other_nodes_cost_next_to_nothing") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let (api, kubeconfig) = serve(&cluster);
+        let gateway = objects::pod(cluster.gateway.spec());
+        api.delete(&gateway).expect("it is there");
+        let mut agent = cluster.agent_of_api_server(&kubeconfig, true);
+        let applied = |object: &Value| drop(api.apply(object).expect("it is taken"));
+        sleep(Duration::from_secs(1));
+        let (alone, before) = cost(&agent);
+        let mut cpu = before;
+        let mut tell = |what: &str, agent: &Agent| {
+            let (rss, now) = cost(agent);
+            println!("{what}: {rss} KiB, {} ms", now - cpu);
+            cpu = now;
+            rss
+        };
+        (0..PODS).for_each(|i| applied(&elsewhere(i, "False")));
+        (0..PODS).for_each(|i| applied(&elsewhere(i, "True")));
+        sleep(Duration::from_secs(1));
+        println!("alone: {alone} KiB");
+        let rss = tell("pods of other nodes are made and change", &agent);
+        let (_, spent) = cost(&agent);
+        assert!(rss < alone + 4096, "{rss} KiB, {alone} before");
+        assert!(spent - before < 1000, "{} ms", spent - before);
+
+        // What every node has to know grows with Services and their endpoints.
+        for service in 0..1000_u32 {
+            let ip = format!("10.97.{}.{}", service / 250, service % 250 + 1);
+            let (meta, name) = (format!("svc-{service}"), "kubernetes.io/service-name");
+            applied(&json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": { "name": meta, "namespace": "other" },
+                "spec": { "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": meta },
+                    "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }] },
+            }));
+            let endpoints: Vec<Value> = (0..10)
+                .map(|i| {
+                    let pod = elsewhere(service * 10 + i, "True");
+                    json!({ "addresses": [pod["status"]["podIP"]], "targetRef": {
+                        "kind": "Pod", "namespace": "other", "name": pod["metadata"]["name"],
+                        "uid": pod["metadata"]["uid"] } })
+                })
+                .collect();
+            applied(&json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": { "name": meta, "namespace": "other", "labels": { name: meta } },
+                "endpoints": endpoints,
+                "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
+            }));
+        }
+        sleep(Duration::from_secs(3));
+        tell("1,000 Services with 10 endpoints each", &agent);
+        agent.declare(&cluster, || applied(&gateway));
+        sleep(Duration::from_secs(3));
+        tell("a gateway here: all pods are read", &agent);
+        agent.stop();
     }
 }

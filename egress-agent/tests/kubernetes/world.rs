@@ -21,6 +21,14 @@ pub const PACE: Pace = Pace {
     silence: Duration::from_secs(2),
 };
 
+/// Logs as `RUST_LOG` says.
+pub fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // Another test may have been first.
+    let _ = log.with_test_writer().try_init();
+}
+
 /// An API server with Sallyport's kinds and an empty cluster of two nodes.
 pub fn cluster() -> ApiServer {
     let api = ApiServer::start().expect("a port");

@@ -30,6 +30,8 @@ pub enum Fault {
     Duplicate,
     /// The server that is asked to go on is behind what was seen already.
     Behind,
+    /// A list for which any version will do (`resourceVersion=0`) is an old one.
+    Stale,
     /// Something takes longer.
     Delay,
     /// An event is followed by one of type ERROR with status 500.
@@ -37,7 +39,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Gone,
         Self::ContinueExpired,
         Self::TooManyRequests,
@@ -49,6 +51,7 @@ impl Fault {
         Self::EarlyEnd,
         Self::Duplicate,
         Self::Behind,
+        Self::Stale,
         Self::Delay,
         Self::ErrorEvent,
     ];

@@ -58,15 +58,15 @@ fn page(state: &mut State, request: &Request, target: &Target, place: &str) -> R
         if state.dice.roll(Fault::Gone, place) {
             return expired("too old resource version");
         }
-        Rest {
-            version: state.store.version(),
-            objects: state
-                .store
-                .objects(&target.resource)
-                .filter(|object| target.selection.matches(object))
-                .cloned()
-                .collect(),
-        }
+        let any = request.parameter("resourceVersion") == Some("0");
+        let back = if any && state.dice.roll(Fault::Stale, place) {
+            usize::try_from(state.dice.number(Fault::Stale, place) % 64).unwrap_or(0)
+        } else {
+            0
+        };
+        let (version, mut objects) = state.store.before(&target.resource, back);
+        objects.retain(|object| target.selection.matches(object));
+        Rest { version, objects }
     };
     let Rest {
         version,

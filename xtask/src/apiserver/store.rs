@@ -81,6 +81,33 @@ impl Store {
         self.collections.get(&resource.collection())?.get(key)
     }
 
+    /// Version and objects as they were before the last `changes` changes of any collection, as far
+    /// back as is remembered.
+    pub fn before(&self, resource: &Resource, changes: usize) -> (u64, Vec<Arc<Value>>) {
+        let collection = resource.collection();
+        let mut objects = self
+            .collections
+            .get(&collection)
+            .cloned()
+            .unwrap_or_default();
+        let mut version = self.version;
+        for change in self.changes.iter().rev().take(changes) {
+            version = change.version - 1;
+            if change.collection != collection {
+                continue;
+            }
+            let either = change.old.as_ref().or(change.new.as_ref());
+            let Some(key) = either.and_then(|object| key(resource, object).ok()) else {
+                continue;
+            };
+            match &change.old {
+                Some(old) => objects.insert(key, Arc::clone(old)),
+                None => objects.remove(&key),
+            };
+        }
+        (version, objects.into_values().collect())
+    }
+
     /// Changes of the collection after `version`; none if some of them are forgotten.
     pub fn since(&self, resource: &Resource, version: u64) -> Option<Vec<Change>> {
         if version < self.forgotten {

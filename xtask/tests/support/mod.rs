@@ -335,6 +335,10 @@ impl Agent {
         });
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(mut self) {
         self.child.kill().expect("kill -9");
         self.child.wait().expect("wait");

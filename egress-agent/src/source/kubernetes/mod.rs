@@ -154,33 +154,32 @@ impl Kubernetes {
 
     /// Brings what is watched in step with what has to be.
     fn start_and_stop(&mut self) {
-        self.wanted.learn(&self.store);
-        let synced: BTreeMap<&Watch, bool> = self
-            .running
-            .iter()
-            .map(|(watch, running)| (watch, running.synced))
-            .collect();
-        let wanted = self.wanted.watches(&self.store, &synced);
-        let ended: Vec<Watch> = self
-            .running
-            .keys()
-            .filter(|watch| !wanted.contains(watch))
-            .cloned()
-            .collect();
-        for watch in ended {
-            if let Some(running) = self.running.remove(&watch) {
-                running.task.abort();
+        loop {
+            self.wanted.learn(&self.store);
+            let running = self.running.iter();
+            let synced = running.map(|(watch, running)| (watch, running.synced));
+            let wanted = self.wanted.watches(&self.store, &synced.collect());
+            let running: BTreeSet<Watch> = self.running.keys().cloned().collect();
+            for watch in wanted.difference(&running) {
+                self.start(watch.clone());
             }
-            tracing::info!(event = "source_watch_ended", %watch);
-            self.store.forget(&watch);
+            let mut ended = running.difference(&wanted).peekable();
+            if ended.peek().is_none() {
+                return;
+            }
+            // With their objects others may go.
+            for watch in ended {
+                self.stop(watch);
+            }
         }
-        let new: BTreeSet<Watch> = wanted
-            .into_iter()
-            .filter(|watch| !self.running.contains_key(watch))
-            .collect();
-        for watch in new {
-            self.start(watch);
+    }
+
+    fn stop(&mut self, watch: &Watch) {
+        tracing::info!(event = "source_watch_ended", %watch);
+        if let Some(running) = self.running.remove(watch) {
+            running.task.abort();
         }
+        self.store.forget(watch);
     }
 
     fn start(&mut self, watch: Watch) {
