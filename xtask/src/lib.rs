@@ -7,6 +7,7 @@ pub mod bench;
 pub mod binaries;
 pub mod checks;
 pub mod cmd;
+pub mod crds;
 pub mod demo;
 pub mod ebpf;
 pub mod node;

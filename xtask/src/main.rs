@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, binaries, checks, demo, node, test, tools, workspace::Workspace};
+use xtask::{bench, binaries, checks, crds, demo, node, test, tools, workspace::Workspace};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -26,6 +26,8 @@ enum Verb {
     Tools,
     /// Tell the story of the guide on a node in miniature (as root)
     Demo(demo::Args),
+    /// Write the definitions of Sallyport's kinds to deploy/crds
+    Crds(crds::Args),
     /// Check formatting and lints
     Lint(checks::Args),
     /// Run every check and test there is
@@ -61,6 +63,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Node(_) => unreachable!("it has been run"),
         Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
         Verb::Tools => tools::run(&workspace).map(|()| true),
+        Verb::Crds(args) => crds::run(&workspace, args),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),

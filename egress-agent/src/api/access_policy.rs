@@ -1,11 +1,18 @@
 //! `AccessPolicy`: who may reach an external service.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "columns of a table are of the same type"
+)]
+
 use std::collections::BTreeMap;
 
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::{self, rule, rule_at};
+use super::status::PolicyStatus;
 use super::{ObjectSelector, PortRef, Unsupported};
 
 /// Admits service accounts to destinations.
@@ -14,14 +21,50 @@ use super::{ObjectSelector, PortRef, Unsupported};
     group = "sallyport.dev",
     version = "v1alpha1",
     kind = "AccessPolicy",
-    namespaced
+    namespaced,
+    doc = "Who may reach an external service.",
+    shortname = "spap",
+    category = "sallyport",
+    status = "PolicyStatus",
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
+    ),
+    printcolumn(
+        name = "Realized",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Realized\")].status"
+    ),
+    printcolumn(
+        name = "Nodes",
+        type_ = "integer",
+        json_path = ".status.nodes.realized",
+        description = "Nodes that have realized this generation"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [rule_at(
+    "applyToDestinations",
+    "(has(self.applyToDestinations) && size(self.applyToDestinations) > 0) || \
+     (has(self.applyToWorkloads) && size(self.applyToWorkloads) > 0)",
+    "needs a destination: without one it closes every external service and opens none",
+)]))]
 pub struct AccessPolicySpec {
+    /// External services that the policy is about.
     #[serde(default)]
+    #[schemars(extend("maxItems" = 256))]
     pub apply_to_destinations: Vec<Destination>,
+    /// For Gloo Mesh; has no effect at an egress gateway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 64))]
     pub apply_to_workloads: Vec<WorkloadTarget>,
+    /// Who is admitted.
     #[serde(default)]
     pub config: AccessConfig,
     #[serde(flatten)]
@@ -30,12 +73,17 @@ pub struct AccessPolicySpec {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["kind"]))]
 pub struct Destination {
-    /// `EXTERNAL_SERVICE`; other kinds are refused.
+    /// `EXTERNAL_SERVICE`. Destinations of the other two kinds are for Gloo Mesh and have no
+    /// effect here.
     #[serde(default)]
+    #[schemars(extend("enum" = ["EXTERNAL_SERVICE", "SERVICE", "VIRTUAL_DESTINATION"]))]
     pub kind: String,
+    /// Which of them.
     #[serde(default)]
     pub selector: ObjectSelector,
+    /// One of their ports; every port without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortRef>,
     #[serde(flatten)]
@@ -53,12 +101,18 @@ pub struct WorkloadTarget {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [rule_at(
+    "authzList",
+    "!has(self.authz) || !has(self.authzList) || size(self.authzList) == 0",
+    "goes without `authz`; remove one",
+)]))]
 pub struct AccessConfig {
     /// The one entry of a policy with a single entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authz: Option<Authz>,
     /// Entries; one that admits is enough.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 64))]
     pub authz_list: Vec<Authz>,
     #[serde(flatten)]
     pub other: Unsupported,
@@ -70,15 +124,21 @@ pub struct AccessConfig {
 pub struct Authz {
     /// One of them must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 256))]
     pub allowed_clients: Vec<Client>,
+    /// HTTP methods; case does not matter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::methods")]
     pub allowed_methods: Vec<String>,
     /// Exact, `prefix*` or `*suffix`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::paths")]
     pub allowed_paths: Vec<String>,
-    /// CIDRs of the client.
+    /// Addresses or CIDRs of the client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::addresses")]
     pub allowed_ip_blocks: Vec<String>,
+    /// Further conditions on the request.
     #[serde(rename = "match", default, skip_serializing_if = "Option::is_none")]
     pub matches: Option<Match>,
     /// Decide and report, but let through.
@@ -101,6 +161,7 @@ pub struct Client {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Match {
+    /// Conditions on the request's headers.
     #[serde(default)]
     pub request: RequestMatch,
     #[serde(flatten)]
@@ -112,6 +173,7 @@ pub struct Match {
 pub struct RequestMatch {
     /// Header name to allowed values (exact, `prefix*`, `*suffix`, or `*` for any).
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 32))]
     pub headers: BTreeMap<String, HeaderValues>,
     #[serde(flatten)]
     pub other: Unsupported,
@@ -119,9 +181,17 @@ pub struct RequestMatch {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "(has(self.values) && size(self.values) > 0) || (has(self.notValues) && size(self.notValues) > 0)",
+    "needs `values` or `notValues`; `*` is any value",
+)]))]
 pub struct HeaderValues {
+    /// One of them must match.
     #[serde(default)]
+    #[schemars(schema_with = "schema::header_values")]
     pub values: Vec<String>,
+    /// None of them may match.
     #[serde(default)]
+    #[schemars(schema_with = "schema::header_values")]
     pub not_values: Vec<String>,
 }

@@ -4,14 +4,18 @@
 //! `spec` of Gloo Mesh's v2 objects of the same name, so the same types serve both groups.
 
 pub mod access_policy;
+pub mod crds;
 pub mod external_service;
 pub mod lockdown;
+mod schema;
 pub mod selector;
+pub mod status;
 pub mod virtual_gateway;
 
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
 pub use external_service::{ExternalService, ExternalServiceSpec};
 pub use lockdown::{EgressLockdown, EgressLockdownSpec};
+pub use status::{EgressNode, EgressNodeSpec, LockdownStatus, PolicyStatus};
 pub use virtual_gateway::{VirtualGateway, VirtualGatewaySpec};
 
 use std::collections::BTreeMap;
@@ -32,13 +36,21 @@ pub const GLOO_SECURITY_GROUP: &str = "security.policy.gloo.solo.io";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectSelector {
+    /// Name of the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub name: Option<String>,
+    /// Its namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub namespace: Option<String>,
+    /// Labels that it must all have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::labels")]
     pub labels: BTreeMap<String, String>,
+    /// Its cluster; any without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub cluster: Option<String>,
     /// Fields that are not supported; see [`Unsupported`].
     #[serde(flatten)]
@@ -49,10 +61,16 @@ pub struct ObjectSelector {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// Its namespace; the referring object's without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub namespace: Option<String>,
+    /// Its cluster; any without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub cluster: Option<String>,
 }
 
@@ -60,9 +78,13 @@ pub struct ObjectRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PortRef {
+    /// Number of the port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::port")]
     pub number: Option<u16>,
+    /// Its name in the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub name: Option<String>,
 }
 

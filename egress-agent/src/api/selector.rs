@@ -3,6 +3,42 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use serde::{Deserialize, Deserializer};
+
+/// Reads a selector and refuses fields it doesn't have: with `matchLabels` misspelt it would select
+/// everything, and what a lockdown allows would be allowed to all.
+pub(super) fn strict<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<LabelSelector>, D::Error> {
+    let selector = Option::<Selector>::deserialize(deserializer)?;
+    Ok(selector.map(|selector| LabelSelector {
+        match_labels: selector.match_labels,
+        match_expressions: selector.match_expressions.map(|all| {
+            all.into_iter()
+                .map(|one| LabelSelectorRequirement {
+                    key: one.key,
+                    operator: one.operator,
+                    values: one.values,
+                })
+                .collect()
+        }),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Selector {
+    match_labels: Option<BTreeMap<String, String>>,
+    match_expressions: Option<Vec<Requirement>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Requirement {
+    key: String,
+    operator: String,
+    values: Option<Vec<String>>,
+}
 
 /// Whether `labels` satisfy the selector; no selector and an empty one match everything.
 /// A requirement that [`check`] refuses matches nothing.

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::output::{Part, Table, View};
 use super::{Globals, agent, print};
-use crate::datapath::pinned::Pinned;
+use crate::datapath::pinned::{Pinned, PinnedError};
 
 /// The kernel frees programs a moment after their last user has gone.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,10 +22,39 @@ pub struct Args {
     /// Even while an agent runs, which will put everything back
     #[arg(long)]
     force: bool,
+    /// Succeed where nothing is installed
+    #[arg(long)]
+    if_installed: bool,
+    /// The same, and then wait to be ended: for a DaemonSet, whose containers must not end by
+    /// themselves
+    #[arg(long)]
+    stay: bool,
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<()> {
-    let pinned = Pinned::open(&globals.bpffs)?;
+    match Pinned::open(&globals.bpffs) {
+        Err(PinnedError::NotInstalled { root, .. }) if args.if_installed || args.stay => {
+            eprintln!("nothing is installed at {}", root.display());
+        }
+        pinned => uninstall(globals, args, &pinned?)?,
+    }
+    if args.stay {
+        wait_for_the_end()?;
+    }
+    Ok(())
+}
+
+fn wait_for_the_end() -> Result<()> {
+    let mut ends = SigSet::empty();
+    ends.add(Signal::SIGTERM);
+    ends.add(Signal::SIGINT);
+    // Blocked first, so that one that comes early is waited for too.
+    ends.thread_block()?;
+    ends.wait()?;
+    Ok(())
+}
+
+fn uninstall(globals: &Globals, args: Args, pinned: &Pinned) -> Result<()> {
     if agent::read(&globals.run_dir).running && !args.force {
         bail!("the agent runs and would put everything back: stop it first, or use --force");
     }

@@ -1,4 +1,4 @@
-//! As much HTTP/1.1 as a scraper needs: one GET a connection.
+//! As much HTTP/1.1 as a scraper and a kubelet's probe need: one GET a connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -90,10 +90,17 @@ async fn answer(mut stream: TcpStream, metrics: &Arc<Metrics>) -> io::Result<()>
                 ),
             }
         }
+        Route::Alive => ("200 OK", PLAIN, "ok\n".to_owned()),
+        Route::Ready if metrics.has_synced() => ("200 OK", PLAIN, "ok\n".to_owned()),
+        Route::Ready => (
+            "503 Service Unavailable",
+            PLAIN,
+            "the kernel is not yet as desired; the log says what is missing\n".to_owned(),
+        ),
         Route::NotFound => (
             "404 Not Found",
             PLAIN,
-            "metrics are at /metrics\n".to_owned(),
+            "here are /metrics, /healthz and /readyz\n".to_owned(),
         ),
         Route::NotAllowed => (
             "405 Method Not Allowed\r\nAllow: GET",
@@ -128,6 +135,10 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
     Metrics,
+    /// Answers as long as anything does.
+    Alive,
+    /// Whether this agent has brought the kernel in step once.
+    Ready,
     NotFound,
     NotAllowed,
     Bad,
@@ -151,7 +162,9 @@ fn route(head: &[u8]) -> Route {
     let path = target.split('?').next().unwrap_or_default();
     match (path, method) {
         ("/metrics", "GET") => Route::Metrics,
-        ("/metrics", _) => Route::NotAllowed,
+        ("/healthz", "GET") => Route::Alive,
+        ("/readyz", "GET") => Route::Ready,
+        ("/metrics" | "/healthz" | "/readyz", _) => Route::NotAllowed,
         _ => Route::NotFound,
     }
 }
@@ -167,27 +180,49 @@ mod tests {
         assert_eq!(of("GET /metrics HTTP/1.1"), Route::Metrics);
         assert_eq!(of("GET /metrics?name=x HTTP/1.0"), Route::Metrics);
         assert_eq!(of("POST /metrics HTTP/1.1"), Route::NotAllowed);
+        assert_eq!(of("GET /healthz HTTP/1.1"), Route::Alive);
+        assert_eq!(of("GET /readyz HTTP/1.1"), Route::Ready);
+        assert_eq!(of("PUT /readyz HTTP/1.1"), Route::NotAllowed);
         assert_eq!(of("GET / HTTP/1.1"), Route::NotFound);
         assert_eq!(of("GET /metrics HTTP/2"), Route::Bad);
         assert_eq!(of("hello"), Route::Bad);
         assert_eq!(route(b"GET /metrics HTTP/1.1\r\n"), Route::Bad);
     }
 
-    #[tokio::test]
-    async fn a_scrape() {
-        let metrics = Metrics::new(None);
+    async fn serve(metrics: Arc<Metrics>) -> SocketAddr {
         let server = Server::bind(([127, 0, 0, 1], 0).into())
             .await
             .expect("bind");
         let address = server.address().expect("address");
         tokio::spawn(server.run(metrics));
+        address
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.expect("connect");
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            .await
-            .expect("send");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("send");
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("answer");
+        text
+    }
+
+    #[tokio::test]
+    async fn ready_is_who_has_been_in_step_once() {
+        let metrics = Metrics::new(None);
+        let address = serve(metrics.clone()).await;
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200 "));
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503 "));
+        metrics.reconciled(Duration::from_millis(1), 0, 1);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503 "));
+        metrics.reconciled(Duration::from_millis(1), 1, 0);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn a_scrape() {
+        let address = serve(Metrics::new(None)).await;
+        let text = get(address, "/metrics").await;
         let (head, body) = text.split_once("\r\n\r\n").expect("head and body");
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert!(

@@ -146,6 +146,11 @@ impl Metrics {
         })
     }
 
+    /// Whether the kernel was as desired at least once since this agent was started.
+    pub fn has_synced(&self) -> bool {
+        self.last_sync.get() > 0
+    }
+
     /// Those of the policy server.
     pub fn policy(&self) -> &PolicyMetrics {
         &self.policy

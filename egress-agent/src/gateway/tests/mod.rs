@@ -47,6 +47,7 @@ pub(super) fn mk_service(name: &str, value: Value) -> ExternalService {
     ExternalService {
         metadata: mk_meta("global", name),
         spec: spec(value),
+        status: None,
     }
 }
 
@@ -54,6 +55,7 @@ pub(super) fn mk_policy(name: &str, value: Value) -> AccessPolicy {
     AccessPolicy {
         metadata: mk_meta("istio-egress", name),
         spec: spec(value),
+        status: None,
     }
 }
 
@@ -107,6 +109,7 @@ impl World {
         self.gateways.push(VirtualGateway {
             metadata,
             spec: spec(value),
+            status: None,
         });
         self
     }
