@@ -1,5 +1,6 @@
 //! The decision about one request.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -9,6 +10,7 @@ use super::path::{TextPattern, is_refused, normalize, normalize_again};
 use super::policy::{
     Entry, GatewayPolicy, HeaderCondition, ObjectName, PassthroughRoute, Route, Rules,
 };
+use super::verdict::Verdict;
 
 /// A request as it reached a gateway.
 #[derive(Clone, Debug)]
@@ -58,6 +60,9 @@ pub struct Decision {
     pub entry: Option<usize>,
     /// What it would be if the dry-run entries were enforced; none if there are none.
     pub dry_run: Option<bool>,
+    /// Policy and position of the entry that would admit it then: the one that admits it now, else
+    /// the first of the dry-run entries.
+    pub would: Option<(ObjectName, usize)>,
     pub reason: AccessReason,
 }
 
@@ -150,6 +155,7 @@ impl Decision {
             object: None,
             entry: None,
             dry_run: None,
+            would: None,
             reason,
         }
     }
@@ -167,23 +173,23 @@ fn find_passthrough<'a>(
         .get(connection.gateway)
         .and_then(|gateway| gateway.listeners.get(&connection.listener))
         .ok_or(AccessReason::NoListener)?;
+    // Envoy compares server names as they are; RFC 6066 has them without the dot.
+    if connection.sni.ends_with('.') {
+        return Err(AccessReason::BadHost);
+    }
     let host = HostName::of_request(connection.sni).map_err(|_| AccessReason::BadHost)?;
     let (pattern, found) = lookup(&listener.passthrough, &host).ok_or(AccessReason::UnknownHost)?;
     // Of a host that is served for requests the gateway expects requests.
-    let requests = lookup(&listener.hosts, &host);
-    if requests.is_some_and(|(other, _)| other <= pattern) {
+    if is_narrower(&listener.hosts, &host, pattern) {
         return Err(AccessReason::UnknownHost);
     }
     found.served.as_ref().ok_or(AccessReason::UnknownHost)
 }
 
 fn decide_passthrough(route: &PassthroughRoute, connection: &Connection<'_>) -> Decision {
-    let admits = |entry: &&Entry| {
-        !entry.needs_http()
-            && entry.clients.admits(connection.client)
-            && entry.holds_for(connection.client_ip)
-    };
-    decide_rules(&route.rules, Some(&route.service), admits)
+    let holds = |entry: &Entry| !entry.needs_http() && entry.holds_for(connection.client_ip);
+    let verdict = route.rules.ask(connection.client, holds);
+    decision(&route.rules, Some(&route.service), &verdict)
 }
 
 fn find_route<'a>(
@@ -202,8 +208,8 @@ fn find_route<'a>(
     if is_refused(request.path) {
         return Err(AccessReason::BadPath);
     }
-    let (_, routes) = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
-    if routes.is_empty() {
+    let (pattern, routes) = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
+    if routes.is_empty() || is_narrower(&listener.passthrough, &host, pattern) {
         return Err(AccessReason::UnknownHost);
     }
     routes.get(&port).ok_or(AccessReason::UnknownPort)
@@ -229,55 +235,70 @@ fn lookup<'a, T>(
     hosts.get_key_value(&HostPattern::Any)
 }
 
+/// Whether a narrower pattern than this one names the host there.
+fn is_narrower<T>(there: &BTreeMap<HostPattern, T>, host: &HostName, than: &HostPattern) -> bool {
+    !there.is_empty() && lookup(there, host).is_some_and(|(pattern, _)| pattern < than)
+}
+
 fn decide_route(route: &Route, request: &Request<'_>, lines: HeaderLines) -> Decision {
-    let path = if request.normalized {
+    // Most entries don't ask for it.
+    let path = LazyCell::new(|| read_path(request));
+    let holds = |entry: &Entry| {
+        let path = if entry.paths.is_empty() {
+            None
+        } else {
+            path.as_deref()
+        };
+        conditions_hold(entry, request, path, lines)
+    };
+    let verdict = route.rules.ask(request.client, holds);
+    decision(&route.rules, route.service.as_ref(), &verdict)
+}
+
+/// The path in the form in which it is compared.
+fn read_path(request: &Request<'_>) -> Option<String> {
+    if request.normalized {
         normalize_again(request.path)
     } else {
         normalize(request.path)
-    };
-    let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref(), lines);
-    decide_rules(&route.rules, route.service.as_ref(), admits)
-}
-
-fn decide_rules(
-    rules: &Rules,
-    service: Option<&ObjectName>,
-    admits: impl Fn(&&Entry) -> bool,
-) -> Decision {
-    let winner = rules.enforced().find(&admits);
-    let reason = match (winner, rules.closed, service) {
-        (Some(_), ..) => AccessReason::Admitted,
-        (None, true, _) => AccessReason::NotAdmitted,
-        (None, false, Some(_)) => AccessReason::NoPolicy,
-        (None, false, None) => AccessReason::AnyHost,
-    };
-    Decision {
-        allowed: winner.is_some() || !rules.closed,
-        service: service.cloned(),
-        object: winner.map(|entry| entry.policy.clone()),
-        entry: winner.map(|entry| entry.index),
-        dry_run: rules
-            .has_dry_run()
-            .then(|| rules.entries.iter().any(|entry| admits(&entry))),
-        reason,
     }
 }
 
-fn entry_admits(
+/// Whether all conditions of an entry hold but that on the client.
+fn conditions_hold(
     entry: &Entry,
     request: &Request<'_>,
     path: Option<&str>,
     lines: HeaderLines,
 ) -> bool {
     let paths = || path.is_some_and(|path| entry.paths.iter().any(|pattern| pattern.matches(path)));
-    entry.clients.admits(request.client)
-        && (entry.methods.is_empty() || entry.methods.contains(request.method))
-        && (entry.paths.is_empty() || paths())
+    (entry.methods.is_empty() || entry.methods.contains(request.method))
         && entry.holds_for(request.client_ip)
+        && (entry.paths.is_empty() || paths())
         && entry
             .headers
             .iter()
             .all(|condition| header_holds(condition, request.headers, lines))
+}
+
+fn decision(rules: &Rules, service: Option<&ObjectName>, verdict: &Verdict<'_>) -> Decision {
+    let winner = verdict.winner;
+    let reason = match (winner, rules.closed, service) {
+        (Some(_), ..) => AccessReason::Admitted,
+        (None, true, _) => AccessReason::NotAdmitted,
+        (None, false, Some(_)) => AccessReason::NoPolicy,
+        (None, false, None) => AccessReason::AnyHost,
+    };
+    let would = verdict.would.filter(|_| rules.has_dry_run());
+    Decision {
+        allowed: winner.is_some() || !rules.closed,
+        service: service.cloned(),
+        object: winner.map(|entry| entry.policy.clone()),
+        entry: winner.map(|entry| entry.index),
+        dry_run: rules.has_dry_run().then_some(would.is_some()),
+        would: would.map(|entry| (entry.policy.clone(), entry.index)),
+        reason,
+    }
 }
 
 impl Entry {

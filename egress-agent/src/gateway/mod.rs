@@ -10,12 +10,14 @@ pub mod envoy;
 pub mod from_index;
 pub mod host;
 pub mod identity;
+mod passthrough;
 mod path;
 pub mod policy;
 mod rules;
 mod services;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 
