@@ -67,7 +67,7 @@ fn uninstall(globals: &Globals, args: Args, pinned: &Pinned) -> Result<()> {
         ))?;
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
-    let removed = pinned.remove()?;
+    let removed = pinned.clone().remove()?;
     let left = wait_until_unloaded(&programs);
     print(globals, &view(&removed))?;
     if !left.is_empty() {

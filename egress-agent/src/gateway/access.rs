@@ -1,5 +1,6 @@
 //! The decision about one request.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -7,9 +8,10 @@ use super::host::{HostName, HostPattern, split_authority};
 use super::identity::SpiffeId;
 use super::path::{TextPattern, is_refused, normalize, normalize_again};
 use super::policy::{
-    Clients, Entry, GatewayPolicy, HeaderCondition, HostRoutes, Listener, ObjectName,
-    PassthroughRoute, Route, Rules,
+    Entry, GatewayPolicy, HeaderCondition, HostRoutes, Listener, ObjectName, PassthroughRoute,
+    Route, Rules,
 };
+use super::verdict::Verdict;
 
 /// A request as it reached a gateway.
 #[derive(Clone, Debug)]
@@ -59,6 +61,9 @@ pub struct Decision {
     pub entry: Option<usize>,
     /// What it would be if the dry-run entries were enforced; none if there are none.
     pub dry_run: Option<bool>,
+    /// Policy and position of the entry that would admit it then: the one that admits it now, else
+    /// the first of the dry-run entries.
+    pub would: Option<(ObjectName, usize)>,
     pub reason: AccessReason,
 }
 
@@ -151,6 +156,7 @@ impl Decision {
             object: None,
             entry: None,
             dry_run: None,
+            would: None,
             reason,
         }
     }
@@ -168,23 +174,23 @@ pub(super) fn find_passthrough<'a>(
         .get(connection.gateway)
         .and_then(|gateway| gateway.listeners.get(&connection.listener))
         .ok_or(AccessReason::NoListener)?;
+    // Envoy compares server names as they are; RFC 6066 has them without the dot.
+    if connection.sni.ends_with('.') {
+        return Err(AccessReason::BadHost);
+    }
     let host = HostName::of_request(connection.sni).map_err(|_| AccessReason::BadHost)?;
     let (pattern, found) = lookup(&listener.passthrough, &host).ok_or(AccessReason::UnknownHost)?;
     // Of a host that is served for requests the gateway expects requests.
-    let requests = lookup(&listener.hosts, &host);
-    if requests.is_some_and(|(other, _)| other <= pattern) {
+    if is_narrower(&listener.hosts, &host, pattern) {
         return Err(AccessReason::UnknownHost);
     }
     found.served.as_ref().ok_or(AccessReason::UnknownHost)
 }
 
 fn decide_passthrough(route: &PassthroughRoute, connection: &Connection<'_>) -> Decision {
-    let admits = |entry: &&Entry| {
-        !entry.needs_http()
-            && entry.clients.admits(connection.client)
-            && entry.holds_for(connection.client_ip)
-    };
-    decide_rules(&route.rules, Some(&route.service), admits)
+    let holds = |entry: &Entry| !entry.needs_http() && entry.holds_for(connection.client_ip);
+    let verdict = route.rules.ask(connection.client, holds);
+    decision(&route.rules, Some(&route.service), &verdict)
 }
 
 pub(super) fn find_route<'a>(
@@ -203,8 +209,8 @@ pub(super) fn find_route<'a>(
     if is_refused(request.path) {
         return Err(AccessReason::BadPath);
     }
-    let (_, routes) = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
-    if routes.is_empty() {
+    let (pattern, routes) = lookup(&listener.hosts, &host).ok_or(AccessReason::UnknownHost)?;
+    if routes.is_empty() || is_narrower(&listener.passthrough, &host, pattern) {
         return Err(AccessReason::UnknownHost);
     }
     routes.get(&port).ok_or(AccessReason::UnknownPort)
@@ -238,51 +244,24 @@ fn lookup<'a, T>(
     hosts.get_key_value(&HostPattern::Any)
 }
 
+/// Whether a narrower pattern than this one names the host there.
+fn is_narrower<T>(there: &BTreeMap<HostPattern, T>, host: &HostName, than: &HostPattern) -> bool {
+    !there.is_empty() && lookup(there, host).is_some_and(|(pattern, _)| pattern < than)
+}
+
 fn decide_route(route: &Route, request: &Request<'_>, lines: HeaderLines) -> Decision {
-    let path = read_path(request);
-    let admits = |entry: &&Entry| entry_admits(entry, request, path.as_deref(), lines);
-    decide_rules(&route.rules, route.service.as_ref(), admits)
-}
-
-fn decide_rules(
-    rules: &Rules,
-    service: Option<&ObjectName>,
-    admits: impl Fn(&&Entry) -> bool,
-) -> Decision {
-    let winner = rules.enforced().find(&admits);
-    let reason = match (winner, rules.closed, service) {
-        (Some(_), ..) => AccessReason::Admitted,
-        (None, true, _) => AccessReason::NotAdmitted,
-        (None, false, Some(_)) => AccessReason::NoPolicy,
-        (None, false, None) => AccessReason::AnyHost,
+    // Most entries don't ask for it.
+    let path = LazyCell::new(|| read_path(request));
+    let holds = |entry: &Entry| {
+        let path = if entry.paths.is_empty() {
+            None
+        } else {
+            path.as_deref()
+        };
+        conditions_hold(entry, request, path, lines)
     };
-    Decision {
-        allowed: winner.is_some() || !rules.closed,
-        service: service.cloned(),
-        object: winner.map(|entry| entry.policy.clone()),
-        entry: winner.map(|entry| entry.index),
-        dry_run: rules
-            .has_dry_run()
-            .then(|| rules.entries.iter().any(|entry| admits(&entry))),
-        reason,
-    }
-}
-
-fn entry_admits(
-    entry: &Entry,
-    request: &Request<'_>,
-    path: Option<&str>,
-    lines: HeaderLines,
-) -> bool {
-    let paths = || path.is_some_and(|path| entry.paths.iter().any(|pattern| pattern.matches(path)));
-    entry.clients.admits(request.client)
-        && (entry.methods.is_empty() || entry.methods.contains(request.method))
-        && (entry.paths.is_empty() || paths())
-        && entry.holds_for(request.client_ip)
-        && entry
-            .headers
-            .iter()
-            .all(|condition| header_holds(condition, request.headers, lines))
+    let verdict = route.rules.ask(request.client, holds);
+    decision(&route.rules, route.service.as_ref(), &verdict)
 }
 
 /// The path in the form in which it is compared.
@@ -294,53 +273,72 @@ fn read_path(request: &Request<'_>) -> Option<String> {
     }
 }
 
-/// The fields of an entry that don't hold for a request.
-pub(super) fn entry_conditions(entry: &Entry, request: &Request<'_>) -> Vec<&'static str> {
+/// Whether all conditions of an entry hold but that on the client.
+fn conditions_hold(
+    entry: &Entry,
+    request: &Request<'_>,
+    path: Option<&str>,
+    lines: HeaderLines,
+) -> bool {
+    let paths = || path.is_some_and(|path| entry.paths.iter().any(|pattern| pattern.matches(path)));
+    (entry.methods.is_empty() || entry.methods.contains(request.method))
+        && entry.holds_for(request.client_ip)
+        && (entry.paths.is_empty() || paths())
+        && entry
+            .headers
+            .iter()
+            .all(|condition| header_holds(condition, request.headers, lines))
+}
+
+/// The fields of an entry that don't hold for a request, as objects name them.
+pub(super) fn failed_conditions(entry: &Entry, request: &Request<'_>) -> Vec<&'static str> {
     let path = read_path(request);
+    let path = |pattern: &TextPattern| path.as_ref().is_some_and(|path| pattern.matches(path));
     let lines = HeaderLines::Apart;
-    let without = |change: &dyn Fn(&mut Entry)| {
-        // The entry with this one condition alone.
-        let mut alone = entry.clone();
-        change(&mut alone);
-        !entry_admits(&alone, request, path.as_deref(), lines)
-    };
-    let mut failed = Vec::new();
-    if !entry.clients.admits(request.client) {
-        failed.push("allowedClients");
-    }
-    let free = |alone: &mut Entry| alone.clients = Clients::Every;
-    let conditions: [(&str, &dyn Fn(&mut Entry)); 4] = [
-        ("allowedMethods", &|alone| {
-            free(alone);
-            alone.paths.clear();
-            alone.ip_blocks.clear();
-            alone.headers.clear();
-        }),
-        ("allowedPaths", &|alone| {
-            free(alone);
-            alone.methods.clear();
-            alone.ip_blocks.clear();
-            alone.headers.clear();
-        }),
-        ("allowedIpBlocks", &|alone| {
-            free(alone);
-            alone.methods.clear();
-            alone.paths.clear();
-            alone.headers.clear();
-        }),
-        ("match.request.headers", &|alone| {
-            free(alone);
-            alone.methods.clear();
-            alone.paths.clear();
-            alone.ip_blocks.clear();
-        }),
+    let holds = [
+        ("allowedClients", entry.clients.admits(request.client)),
+        (
+            "allowedMethods",
+            entry.methods.is_empty() || entry.methods.contains(request.method),
+        ),
+        (
+            "allowedPaths",
+            entry.paths.is_empty() || entry.paths.iter().any(path),
+        ),
+        ("allowedIpBlocks", entry.holds_for(request.client_ip)),
+        (
+            "match.request.headers",
+            entry
+                .headers
+                .iter()
+                .all(|condition| header_holds(condition, request.headers, lines)),
+        ),
     ];
-    for (name, change) in conditions {
-        if without(change) {
-            failed.push(name);
-        }
+    holds
+        .into_iter()
+        .filter(|(_, holds)| !holds)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn decision(rules: &Rules, service: Option<&ObjectName>, verdict: &Verdict<'_>) -> Decision {
+    let winner = verdict.winner;
+    let reason = match (winner, rules.closed, service) {
+        (Some(_), ..) => AccessReason::Admitted,
+        (None, true, _) => AccessReason::NotAdmitted,
+        (None, false, Some(_)) => AccessReason::NoPolicy,
+        (None, false, None) => AccessReason::AnyHost,
+    };
+    let would = verdict.would.filter(|_| rules.has_dry_run());
+    Decision {
+        allowed: winner.is_some() || !rules.closed,
+        service: service.cloned(),
+        object: winner.map(|entry| entry.policy.clone()),
+        entry: winner.map(|entry| entry.index),
+        dry_run: rules.has_dry_run().then_some(would.is_some()),
+        would: would.map(|entry| (entry.policy.clone(), entry.index)),
+        reason,
     }
-    failed
 }
 
 impl Entry {

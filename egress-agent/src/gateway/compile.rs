@@ -7,11 +7,12 @@ use crate::api::virtual_gateway::{Listener as ListenerSpec, TlsMode};
 use super::host::HostPattern;
 use super::identity::check_trust_domain;
 use super::policy::{
-    Effect, Gateway, GatewayPolicy, HostRoutes, Listener, ObjectName, Problem, Report, Route, Rules,
+    Effect, Gateway, GatewayPolicy, HostRoutes, Listener, ObjectName, Passthrough,
+    PassthroughRoute, Problem, Report, Route, Rules,
 };
-use super::rules::{self, Policy};
+use super::rules;
 use super::services::{self, Port, Service};
-use super::{GatewayObject, GatewayObjects};
+use super::{GatewayObject, GatewayObjects, passthrough};
 
 /// Compiles the policy of every gateway, with what could not be done as written, sorted.
 pub fn compile(objects: &GatewayObjects<'_>) -> (GatewayPolicy, Vec<Problem>) {
@@ -29,12 +30,14 @@ pub fn compile(objects: &GatewayObjects<'_>) -> (GatewayPolicy, Vec<Problem>) {
         });
         return (policy, problems);
     }
-    let services = read_services(objects, &mut problems);
+    let mut services = read_services(objects, &mut problems);
     let policies = rules::read(objects, &services, &mut problems);
+    for service in &mut services {
+        rules::fill_in(&policies, service);
+    }
     let registry = Registry {
         objects,
         services: &services,
-        policies: &policies,
     };
     for gateway in &objects.gateways {
         let id = gateway.id.clone();
@@ -63,7 +66,6 @@ fn read_services(objects: &GatewayObjects<'_>, problems: &mut Vec<Problem>) -> V
 struct Registry<'a> {
     objects: &'a GatewayObjects<'a>,
     services: &'a [Service],
-    policies: &'a [Policy],
 }
 
 impl Registry<'_> {
@@ -111,24 +113,23 @@ impl Registry<'_> {
         // that services or the listener name, stands for all that match it.
         let named = self.services.iter().flat_map(|service| &service.hosts);
         let patterns: BTreeSet<&HostPattern> = named.chain(exposed).collect();
-        let hosts = patterns
-            .into_iter()
-            .filter(|pattern| exposed.iter().any(|exposure| exposure.covers(pattern)))
-            .map(|pattern| (pattern.clone(), self.routes(gateway, pattern, report)))
-            .collect();
-        Listener {
-            hosts,
-            passthrough: BTreeMap::new(),
+        let mut compiled = Listener::default();
+        for pattern in patterns {
+            if !exposed.iter().any(|exposure| exposure.covers(pattern)) {
+                continue;
+            }
+            match self.named(gateway, pattern, report) {
+                Named::Requests(routes) => _ = compiled.hosts.insert(pattern.clone(), routes),
+                Named::PassedOn(route) => {
+                    _ = compiled.passthrough.insert(pattern.clone(), route);
+                }
+            }
         }
+        compiled
     }
 
     /// What a gateway serves for hosts of a pattern that it exposes.
-    fn routes(
-        &self,
-        gateway: &ObjectName,
-        pattern: &HostPattern,
-        report: &mut Report<'_>,
-    ) -> HostRoutes {
+    fn named(&self, gateway: &ObjectName, pattern: &HostPattern, report: &mut Report<'_>) -> Named {
         let named = self.services.iter().flat_map(|service| &service.hosts);
         let Some(owner) = named.filter(|host| host.covers(pattern)).min() else {
             let upstream = services::any_host(self.objects.outbound, pattern);
@@ -137,34 +138,60 @@ impl Registry<'_> {
                 upstream,
                 rules: Rules::default(),
             };
-            return upstream
-                .map(open)
-                .map(|route| (80, route))
-                .into_iter()
-                .collect();
+            return Named::Requests(
+                upstream
+                    .map(open)
+                    .map(|route| (80, route))
+                    .into_iter()
+                    .collect(),
+            );
         };
-        let owners = || {
-            self.services
-                .iter()
-                .filter(|service| service.hosts.contains(owner))
-        };
+        let owners: Vec<&Service> = self
+            .services
+            .iter()
+            .filter(|service| service.hosts.contains(owner))
+            .collect();
         let mut routes = HostRoutes::new();
         let mut twice = BTreeSet::new();
-        for service in owners() {
+        let mut passed_on = Vec::new();
+        for &service in &owners {
             for port in service
                 .ports
                 .iter()
                 .filter(|port| port.is_served_by(gateway))
             {
-                let route = self.route(service, port, pattern);
+                let rules = port.rules.clone();
+                let Some(upstream) = port.upstream(pattern) else {
+                    passed_on.push(PassthroughRoute {
+                        service: service.id.clone(),
+                        host: pattern.name().cloned(),
+                        port: port.number,
+                        rules,
+                    });
+                    continue;
+                };
+                let route = Route {
+                    service: Some(service.id.clone()),
+                    upstream,
+                    rules,
+                };
                 if routes.insert(port.asked, route).is_some() {
                     twice.insert(port.asked);
                 }
             }
         }
+        if routes.is_empty() && !passed_on.is_empty() {
+            return Named::PassedOn(passthrough::only(passed_on, pattern, report));
+        }
+        if !passed_on.is_empty() {
+            passthrough::beside_requests(&passed_on, pattern, report);
+        }
         for client_port in twice {
             routes.remove(&client_port);
-            let claims: BTreeSet<String> = owners().map(|service| service.id.to_string()).collect();
+            let claims: BTreeSet<String> = owners
+                .iter()
+                .map(|service| service.id.to_string())
+                .collect();
             let claims = claims.into_iter().collect::<Vec<_>>().join(", ");
             report.refused(
                 "spec.listeners",
@@ -174,16 +201,14 @@ impl Registry<'_> {
                 ),
             );
         }
-        routes
+        Named::Requests(routes)
     }
+}
 
-    fn route(&self, service: &Service, port: &Port, pattern: &HostPattern) -> Route {
-        Route {
-            service: Some(service.id.clone()),
-            upstream: port.upstream(pattern),
-            rules: rules::rules_for(self.policies, service, port.number, port.name.as_deref()),
-        }
-    }
+/// What a listener takes in for a host that is named.
+enum Named {
+    Requests(HostRoutes),
+    PassedOn(Passthrough),
 }
 
 impl Port {

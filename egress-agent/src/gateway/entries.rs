@@ -1,6 +1,6 @@
 //! One entry of an access policy: its clients and its conditions on the request.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -13,17 +13,66 @@ use super::path::{TextPattern, parse_path_pattern};
 use super::policy::{Clients, Entry, HeaderCondition, ObjectName, Report};
 use super::rules::foreign;
 
+/// The service accounts of the cluster, by namespace and name.
+pub(super) struct Accounts<'a> {
+    objects: &'a GatewayObjects<'a>,
+    by_namespace: BTreeMap<&'a str, BTreeMap<&'a str, Account<'a>>>,
+}
+
+struct Account<'a> {
+    id: SpiffeId,
+    labels: Option<&'a BTreeMap<String, String>>,
+}
+
+impl<'a> Accounts<'a> {
+    pub(super) fn new(objects: &'a GatewayObjects<'a>) -> Self {
+        let mut by_namespace: BTreeMap<&str, BTreeMap<&str, Account<'_>>> = BTreeMap::new();
+        for account in &objects.service_accounts {
+            let (namespace, name) = (account.id.namespace.as_str(), account.id.name.as_str());
+            // A name that Kubernetes would not accept has no identity either.
+            if let Ok(id) = SpiffeId::new(&objects.trust_domain, namespace, name) {
+                let labels = account.labels;
+                let accounts = by_namespace.entry(namespace).or_default();
+                accounts.insert(name, Account { id, labels });
+            }
+        }
+        Self {
+            objects,
+            by_namespace,
+        }
+    }
+
+    fn select<'b>(&'b self, selector: &'b ObjectSelector) -> impl Iterator<Item = &'b SpiffeId> {
+        let namespaces = one_or_all(&self.by_namespace, selector.namespace.as_deref());
+        let accounts =
+            namespaces.flat_map(|accounts| one_or_all(accounts, selector.name.as_deref()));
+        accounts
+            .filter(|account| {
+                let label = |key| account.labels.and_then(|labels| labels.get(key));
+                let mut labels = selector.labels.iter();
+                labels.all(|(key, value)| label(key) == Some(value))
+            })
+            .map(|account| &account.id)
+    }
+}
+
+fn one_or_all<'b, T>(map: &'b BTreeMap<&str, T>, key: Option<&str>) -> impl Iterator<Item = &'b T> {
+    let one = key.and_then(|key| map.get(key));
+    let all = key.is_none().then(|| map.values());
+    one.into_iter().chain(all.into_iter().flatten())
+}
+
 /// Reads one entry; what can't be read as written admits nobody.
 pub(super) fn read(
     policy: &ObjectName,
     index: usize,
     authz: &Authz,
-    objects: &GatewayObjects<'_>,
+    accounts: &Accounts<'_>,
     field: &str,
     report: &mut Report<'_>,
 ) -> Entry {
     let mut refused = report.unsupported(field, &authz.other);
-    let clients = read_clients(authz, objects, field, report);
+    let clients = read_clients(authz, accounts, field, report);
     let mut methods = BTreeSet::new();
     for (at, method) in authz.allowed_methods.iter().enumerate() {
         if method.is_empty()
@@ -101,7 +150,7 @@ pub(super) fn read(
 
 fn read_clients(
     authz: &Authz,
-    objects: &GatewayObjects<'_>,
+    accounts: &Accounts<'_>,
     field: &str,
     report: &mut Report<'_>,
 ) -> Clients {
@@ -123,58 +172,30 @@ fn read_clients(
             every = true;
             continue;
         }
-        if let Some(name) = foreign(selector, objects) {
+        if let Some(name) = foreign(selector, accounts.objects) {
             report.ignored(
                 format!("{field}.cluster"),
                 format!(
                     "`{name}` is another cluster than this one, `{}`",
-                    objects.cluster_name()
+                    accounts.objects.cluster_name()
                 ),
             );
             continue;
         }
-        let before = ids.len();
-        ids.extend(resolve(selector, objects));
-        if ids.len() == before && resolve(selector, objects).next().is_none() {
+        let mut selected = accounts.select(selector).peekable();
+        if selected.peek().is_none() {
             report.ignored(
                 field,
                 "no service account matches (labels are the ServiceAccount's)",
             );
         }
+        ids.extend(selected.cloned());
     }
     if every {
         Clients::Every
     } else {
         Clients::These(ids)
     }
-}
-
-fn resolve<'a>(
-    selector: &'a ObjectSelector,
-    objects: &'a GatewayObjects<'_>,
-) -> impl Iterator<Item = SpiffeId> + 'a {
-    objects.service_accounts.iter().filter_map(|account| {
-        let label = |key| account.labels.and_then(|labels| labels.get(key));
-        let selected = selector
-            .name
-            .as_deref()
-            .is_none_or(|name| *name == account.id.name)
-            && selector
-                .namespace
-                .as_deref()
-                .is_none_or(|namespace| *namespace == account.id.namespace)
-            && selector
-                .labels
-                .iter()
-                .all(|(key, value)| label(key) == Some(value));
-        // A name that Kubernetes would not accept has no identity either.
-        let id = SpiffeId::new(
-            &objects.trust_domain,
-            &account.id.namespace,
-            &account.id.name,
-        );
-        id.ok().filter(|_| selected)
-    })
 }
 
 fn read_header(name: &str, values: &HeaderValues) -> Result<HeaderCondition, String> {

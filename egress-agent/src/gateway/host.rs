@@ -148,6 +148,14 @@ impl HostPattern {
     pub fn is_wildcard(&self) -> bool {
         !matches!(self, Self::Exact(_))
     }
+
+    /// The one host of a pattern that is none.
+    pub fn name(&self) -> Option<&HostName> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Below(_) | Self::Any => None,
+        }
+    }
 }
 
 fn is_below(name: &str, parent: &str) -> bool {
@@ -157,12 +165,14 @@ fn is_below(name: &str, parent: &str) -> bool {
 
 impl Ord for HostPattern {
     fn cmp(&self, other: &Self) -> Ordering {
-        let key = |pattern: &Self| match pattern {
-            Self::Exact(name) => (0, 0, name.as_str().to_owned()),
-            // Of two that match one host the longer is below the shorter.
-            Self::Below(parent) => (1, usize::MAX - parent.0.len(), parent.0.clone()),
-            Self::Any => (2, 0, String::new()),
-        };
+        fn key(pattern: &HostPattern) -> (u8, usize, &str) {
+            match pattern {
+                HostPattern::Exact(name) => (0, 0, name.as_str()),
+                // Of two that match one host the longer is below the shorter.
+                HostPattern::Below(parent) => (1, usize::MAX - parent.0.len(), parent.as_str()),
+                HostPattern::Any => (2, 0, ""),
+            }
+        }
         key(self).cmp(&key(other))
     }
 }

@@ -1,6 +1,7 @@
 //! Who a client is: SPIFFE ids of service accounts, read strictly.
 
 use std::fmt;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -17,13 +18,18 @@ pub enum SpiffeError {
     Name,
 }
 
-/// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Cheap to clone: policy holds each
+/// many times.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
-    trust_domain: String,
-    namespace: String,
-    service_account: String,
+    uri: Arc<str>,
+    /// Where the trust domain and the namespace end.
+    ends: [u16; 2],
 }
+
+const SCHEME: &str = "spiffe://";
+const NAMESPACE: &str = "/ns/";
+const ACCOUNT: &str = "/sa/";
 
 impl SpiffeId {
     pub fn new(
@@ -35,10 +41,22 @@ impl SpiffeId {
         if !is_name(namespace, false) || !is_name(service_account, true) {
             return Err(SpiffeError::Name);
         }
+        let uri = [
+            SCHEME,
+            trust_domain,
+            NAMESPACE,
+            namespace,
+            ACCOUNT,
+            service_account,
+        ]
+        .concat();
+        let domain_end = SCHEME.len() + trust_domain.len();
+        let namespace_end = domain_end + NAMESPACE.len() + namespace.len();
+        // Both are checked above: no part is longer than 255.
+        let end = |at: usize| u16::try_from(at).map_err(|_| SpiffeError::Name);
         Ok(Self {
-            trust_domain: trust_domain.to_owned(),
-            namespace: namespace.to_owned(),
-            service_account: service_account.to_owned(),
+            uri: uri.into(),
+            ends: [end(domain_end)?, end(namespace_end)?],
         })
     }
 
@@ -56,29 +74,31 @@ impl SpiffeId {
     }
 
     pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
+        &self.uri[SCHEME.len()..self.ends[0].into()]
     }
 
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.uri[usize::from(self.ends[0]) + NAMESPACE.len()..self.ends[1].into()]
     }
 
     pub fn service_account(&self) -> &str {
-        &self.service_account
+        &self.uri[usize::from(self.ends[1]) + ACCOUNT.len()..]
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.uri
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.uri)
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            trust_domain,
-            namespace,
-            service_account,
-        } = self;
-        write!(
-            f,
-            "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
-        )
+        f.write_str(&self.uri)
     }
 }
 

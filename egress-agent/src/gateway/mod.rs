@@ -10,6 +10,7 @@ pub mod envoy;
 pub mod from_index;
 pub mod host;
 pub mod identity;
+mod passthrough;
 mod path;
 pub mod policy;
 mod rules;
@@ -17,6 +18,7 @@ mod services;
 #[cfg(test)]
 mod tests;
 pub mod trial;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::host::{HostName, HostPattern};
 use super::identity::SpiffeId;
 use super::path::TextPattern;
+pub use super::verdict::Rules;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,9 +64,8 @@ pub struct Listener {
     /// Only the most specific pattern that matches the request's host counts, even where it
     /// serves nothing: a wildcard is no way around a name that is refused.
     pub hosts: BTreeMap<HostPattern, HostRoutes>,
-    /// TLS that clients begin themselves, passed on as it is: by the server name that the
-    /// gateway's own TLS was asked for. Here too only the most specific pattern counts, and no
-    /// pattern stands here and in `hosts`.
+    /// What is passed on as it is: by the server name that the gateway's own TLS was asked for. No
+    /// pattern stands here and in `hosts`, and of both together the most specific one counts.
     pub passthrough: BTreeMap<HostPattern, Passthrough>,
 }
 
@@ -125,26 +125,6 @@ pub struct UpstreamTls {
     pub sni: Option<HostName>,
     /// Names of which the certificate must bear one; empty for the request's own host.
     pub subject_alt_names: Vec<String>,
-}
-
-/// Who may use a route.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// An access policy names the host: only what an entry admits passes. Else the route is open
-    /// to every authenticated client.
-    pub closed: bool,
-    /// Enforced and dry-run entries, sorted by policy and position.
-    pub entries: Vec<Entry>,
-}
-
-impl Rules {
-    pub fn enforced(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| !entry.dry_run)
-    }
-
-    pub fn has_dry_run(&self) -> bool {
-        self.entries.iter().any(|entry| entry.dry_run)
-    }
 }
 
 /// One entry of an access policy: all conditions must hold.
@@ -242,8 +222,8 @@ impl Listener {
         requests.chain(connections).any(|(rules, blind)| {
             !rules.closed
                 || rules
-                    .enforced()
-                    .any(|entry| entry.clients.admits(client) && !(blind && entry.needs_http()))
+                    .of_client(client)
+                    .any(|entry| !entry.dry_run && !(blind && entry.needs_http()))
         })
     }
 }

@@ -2,18 +2,21 @@
 //!
 //! A destination or entry that can't be read as written closes what it names and admits nobody.
 
+use std::sync::Arc;
+
 use crate::api::access_policy::Destination;
 use crate::api::{AccessPolicySpec, ObjectSelector, PortRef, Unsupported};
 
+use super::entries::{self, Accounts};
 use super::policy::{Entry, Problem, Report, Rules};
-use super::services::Service;
-use super::{Declared, GatewayObjects, entries};
+use super::services::{Carries, Service};
+use super::{Declared, GatewayObjects};
 
 /// An access policy, resolved against the service accounts of this moment.
 #[derive(Debug)]
 pub(super) struct Policy {
     targets: Vec<Target>,
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
 }
 
 #[derive(Debug)]
@@ -30,44 +33,51 @@ pub(super) fn read(
     services: &[Service],
     problems: &mut Vec<Problem>,
 ) -> Vec<Policy> {
+    let accounts = Accounts::new(objects);
     let mut sorted: Vec<&Declared<'_, AccessPolicySpec>> = objects.access_policies.iter().collect();
     sorted.sort_by(|a, b| a.id.cmp(&b.id));
     sorted
         .into_iter()
-        .map(|object| read_policy(object, objects, services, problems))
+        .map(|object| read_policy(object, objects, &accounts, services, problems))
         .collect()
 }
 
-/// The rules of one port of a service.
-pub(super) fn rules_for(
-    policies: &[Policy],
-    service: &Service,
-    number: u16,
-    name: Option<&str>,
-) -> Rules {
-    let mut rules = Rules::default();
+/// Gives each port of a service its rules.
+pub(super) fn fill_in(policies: &[Policy], service: &mut Service) {
+    let selecting: Vec<&Policy> = policies
+        .iter()
+        .filter(|policy| policy.targets.iter().any(|target| target.selects(service)))
+        .collect();
+    let rules: Vec<Rules> = service
+        .ports
+        .iter()
+        .map(|port| rules_for(&selecting, service, port.number, port.name.as_deref()))
+        .collect();
+    for (port, rules) in service.ports.iter_mut().zip(rules) {
+        port.rules = rules;
+    }
+}
+
+fn rules_for(policies: &[&Policy], service: &Service, number: u16, name: Option<&str>) -> Rules {
+    let (mut closed, mut entries) = (false, Vec::new());
     for policy in policies {
-        let mut targets = policy
+        let targets = policy
             .targets
             .iter()
-            .filter(|target| target.selects(service))
-            .peekable();
-        if targets.peek().is_none() {
-            continue;
-        }
+            .filter(|target| target.selects(service));
         let (mut admits, mut intact) = (false, true);
         for target in targets {
             admits |= target.admits && target.selects_port(number, name);
             intact &= target.admits;
         }
         if admits {
-            rules.entries.extend(policy.entries.iter().cloned());
+            entries.extend(policy.entries.iter().cloned());
         }
         // A policy whose every entry is on trial closes nothing.
         let trial = !policy.entries.is_empty() && policy.entries.iter().all(|entry| entry.dry_run);
-        rules.closed |= !(trial && intact);
+        closed |= !(trial && intact);
     }
-    rules
+    Rules::new(closed, entries)
 }
 
 impl Target {
@@ -101,6 +111,7 @@ impl Target {
 fn read_policy(
     object: &Declared<'_, AccessPolicySpec>,
     objects: &GatewayObjects<'_>,
+    accounts: &Accounts<'_>,
     services: &[Service],
     problems: &mut Vec<Problem>,
 ) -> Policy {
@@ -145,21 +156,36 @@ fn read_policy(
         .map(|authz| ("spec.config.authz".to_owned(), authz));
     let list = spec.config.authz_list.iter().enumerate();
     let list = list.map(|(at, authz)| (format!("spec.config.authzList[{at}]"), authz));
+    let blind = only_connections(&targets, services);
     let mut read = Vec::new();
     for (index, (field, authz)) in single.chain(list).enumerate() {
-        read.push(entries::read(
-            id,
-            index,
-            authz,
-            objects,
-            &field,
-            &mut report,
-        ));
+        let entry = entries::read(id, index, authz, accounts, &field, &mut report);
+        if blind && entry.needs_http() {
+            report.refused(
+                field,
+                "it asks for methods, paths or headers, but all its destinations are passed on as \
+                 they are, where nobody sees requests; it admits nobody",
+            );
+        }
+        read.push(Arc::new(entry));
     }
     Policy {
         targets,
         entries: read,
     }
+}
+
+/// Whether nothing that these destinations select takes requests, and something is passed on.
+fn only_connections(targets: &[Target], services: &[Service]) -> bool {
+    let mut selected = targets
+        .iter()
+        .flat_map(|target| {
+            let services = services.iter().filter(|service| target.selects(service));
+            let ports = services.flat_map(|service| &service.ports);
+            ports.filter(|port| target.selects_port(port.number, port.name.as_deref()))
+        })
+        .peekable();
+    selected.peek().is_some() && selected.all(|port| matches!(port.carries, Carries::Bytes))
 }
 
 /// Fields of Gloo's `config` that hold no condition, or one that holds at every gateway anyway, are

@@ -7,9 +7,9 @@ use crate::api::external_service::{ClientsideTls, ExternalPort, PortProtocol};
 
 use super::host::{HostName, HostPattern};
 use super::policy::{
-    ObjectName, OutboundPolicy, Problem, Report, Upstream, UpstreamHttp, UpstreamTls,
+    ObjectName, OutboundPolicy, Problem, Report, Rules, Upstream, UpstreamHttp, UpstreamTls,
 };
-use super::{Declared, GatewayObjects};
+use super::{Declared, GatewayObjects, passthrough};
 
 /// An external service with what of it can be served.
 #[derive(Clone, Debug)]
@@ -31,35 +31,40 @@ pub(super) struct Port {
     pub(super) asked: u16,
     /// Gateways that serve it; empty is every gateway that exposes the host.
     pub(super) gateways: Vec<ObjectName>,
-    http: UpstreamHttp,
-    tls: Option<UpstreamTls>,
+    pub(super) carries: Carries,
+    /// Filled in once access policies are read.
+    pub(super) rules: Rules,
+}
+
+/// What a gateway takes in for a port.
+#[derive(Clone, Debug)]
+pub(super) enum Carries {
+    /// Requests, and how they go on.
+    Requests(UpstreamHttp, Option<UpstreamTls>),
+    /// Bytes of the client, passed on as they are.
+    Bytes,
 }
 
 impl Port {
-    /// Where a request for a host of this pattern goes.
-    pub(super) fn upstream(&self, pattern: &HostPattern) -> Upstream {
-        let host = match pattern {
-            HostPattern::Exact(host) => Some(host.clone()),
-            HostPattern::Below(_) | HostPattern::Any => None,
+    /// Where a request for a host of this pattern goes; none for a port that takes no requests.
+    pub(super) fn upstream(&self, pattern: &HostPattern) -> Option<Upstream> {
+        let Carries::Requests(http, tls) = &self.carries else {
+            return None;
         };
-        Upstream {
-            host,
+        Some(Upstream {
+            host: pattern.name().cloned(),
             port: self.number,
-            http: self.http,
-            tls: self.tls.clone(),
-        }
+            http: *http,
+            tls: tls.clone(),
+        })
     }
 }
 
 /// Where an exposed host goes that no external service names: by TLS, since a certificate is the
 /// only proof that its name does not lead back into the cluster.
 pub(super) fn any_host(outbound: OutboundPolicy, pattern: &HostPattern) -> Option<Upstream> {
-    let host = match pattern {
-        HostPattern::Exact(host) => Some(host.clone()),
-        HostPattern::Below(_) | HostPattern::Any => None,
-    };
-    (outbound == OutboundPolicy::AllowAny).then_some(Upstream {
-        host,
+    (outbound == OutboundPolicy::AllowAny).then(|| Upstream {
+        host: pattern.name().cloned(),
         port: 443,
         http: UpstreamHttp::Negotiated,
         tls: Some(UpstreamTls::default()),
@@ -94,7 +99,8 @@ pub(super) fn read(
             Err(error) => report.refused(format!("spec.hosts[{index}]"), error.to_string()),
         }
     }
-    let wildcard = hosts.iter().any(HostPattern::is_wildcard);
+    let wildcard = hosts.iter().max();
+    let wildcard = wildcard.filter(|host| host.is_wildcard());
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let field = format!("spec.ports[{index}]");
@@ -122,7 +128,7 @@ fn read_port(
     port: &ExternalPort,
     id: &ObjectName,
     objects: &GatewayObjects<'_>,
-    wildcard: bool,
+    wildcard: Option<&HostPattern>,
     field: &str,
     report: &mut Report<'_>,
 ) -> Option<Port> {
@@ -141,24 +147,15 @@ fn read_port(
         );
         return None;
     };
-    let client_port = routes.port_match.unwrap_or(80);
-    if port.number == 0 || client_port == 0 {
+    if port.number == 0 || routes.port_match == Some(0) {
         report.refused(field, "`number` and `portMatch` are from 1 to 65535");
         bad = true;
     }
-    let http = read_protocol(port, field, report);
-    let tls = port
-        .clientside_tls
-        .as_ref()
-        .map(|tls| read_tls(tls, wildcard, field, report));
-    if wildcard && tls.is_none() {
-        report.refused(
-            format!("{field}.clientsideTls"),
-            "a wildcard host needs TLS to the outside: whoever owns a name below it could point it \
-             into the cluster, and only a certificate shows that it is not",
-        );
-        bad = true;
-    }
+    let carries = if passthrough::is_declared(port) {
+        passthrough::read_port(port, routes, wildcard, field, report)
+    } else {
+        read_requests(port, wildcard.is_some(), field, report)
+    };
     let gateways: Vec<ObjectName> = routes
         .virtual_gateway_refs
         .iter()
@@ -184,47 +181,48 @@ fn read_port(
         );
         return None;
     }
-    let tls = match tls {
-        Some(tls) => Some(tls?),
-        None => None,
-    };
-    let http = http?;
+    let carries = carries?;
     (!bad).then(|| Port {
         number: port.number,
         name: port.name.clone(),
-        asked: client_port,
+        asked: routes.port_match.unwrap_or(80),
         gateways,
-        http,
-        tls,
+        carries,
+        rules: Rules::nobody(),
     })
 }
 
-fn read_protocol(
+fn read_requests(
     port: &ExternalPort,
+    wildcard: bool,
     field: &str,
     report: &mut Report<'_>,
-) -> Option<UpstreamHttp> {
-    let tls = port.clientside_tls.is_some();
-    match port.protocol {
-        PortProtocol::Http => Some(UpstreamHttp::Http1),
-        PortProtocol::Http2 | PortProtocol::Grpc => Some(UpstreamHttp::Http2),
-        PortProtocol::Https if tls => Some(UpstreamHttp::Negotiated),
-        PortProtocol::Https => {
-            report.refused(
-                format!("{field}.protocol"),
-                "HTTPS that the client itself encrypts is not supported yet; \
-                 add `clientsideTls: {}` and let clients ask by HTTP",
-            );
-            None
-        }
+) -> Option<Carries> {
+    let http = match port.protocol {
+        PortProtocol::Http => UpstreamHttp::Http1,
+        PortProtocol::Http2 | PortProtocol::Grpc => UpstreamHttp::Http2,
+        PortProtocol::Https => UpstreamHttp::Negotiated,
         PortProtocol::Tcp | PortProtocol::Tls | PortProtocol::Mongo => {
             report.refused(
                 format!("{field}.protocol"),
-                "not supported yet: gateways serve HTTP, HTTP2, GRPC and HTTPS",
+                "it is not supported: gateways serve HTTP, HTTP2, GRPC, HTTPS, TLS and TCP",
             );
-            None
+            return None;
         }
-    }
+    };
+    let Some(tls) = &port.clientside_tls else {
+        if wildcard {
+            report.refused(
+                format!("{field}.clientsideTls"),
+                "a wildcard host needs TLS to the outside: whoever owns a name below it could point \
+                 it into the cluster, and only a certificate shows that it is not",
+            );
+            return None;
+        }
+        return Some(Carries::Requests(http, None));
+    };
+    let tls = read_tls(tls, wildcard, field, report)?;
+    Some(Carries::Requests(http, Some(tls)))
 }
 
 fn read_tls(

@@ -1,6 +1,6 @@
 //! Why an entry of an access policy does not admit a request: for people who ask.
 
-use super::access::{Connection, Request, entry_conditions, find_passthrough, find_route};
+use super::access::{Connection, Request, failed_conditions, find_passthrough, find_route};
 use super::policy::{Entry, GatewayPolicy, Rules};
 
 /// An entry that was looked at.
@@ -17,7 +17,7 @@ pub struct Trial {
 /// The entries that a request meets, in their order; none where no rule was reached.
 pub fn of_request(policy: &GatewayPolicy, request: &Request<'_>) -> Vec<Trial> {
     find_route(policy, request)
-        .map(|route| trials(&route.rules, |entry| entry_conditions(entry, request)))
+        .map(|route| trials(&route.rules, |entry| failed_conditions(entry, request)))
         .unwrap_or_default()
 }
 
@@ -45,8 +45,7 @@ pub fn of_connection(policy: &GatewayPolicy, connection: &Connection<'_>) -> Vec
 
 fn trials(rules: &Rules, failed: impl Fn(&Entry) -> Vec<&'static str>) -> Vec<Trial> {
     rules
-        .entries
-        .iter()
+        .entries()
         .map(|entry| Trial {
             entry: entry.label(),
             dry_run: entry.dry_run,

@@ -131,27 +131,32 @@ pub fn served(objects: &[Value], ports: &Ports) -> Served {
     let outbound = OutboundPolicy::RegistryOnly;
     let (mut served, problems) = Served::from_index(&index, "cluster.local", None, outbound, None);
     assert_eq!(problems, [], "the test's objects are sound");
-    let route = PassthroughRoute {
-        service: ObjectName::new("global", "tls"),
-        host: None,
-        port: 443,
-        rules: Rules {
-            closed: true,
-            entries: vec![Entry {
-                policy: ObjectName::new("istio-egress", "tls"),
-                index: 0,
-                clients: Clients::These(
-                    [SpiffeId::new("cluster.local", "bookinfo", "productpage").expect("an id")]
-                        .into(),
-                ),
-                methods: [].into(),
-                paths: [].into(),
-                ip_blocks: [].into(),
-                headers: Vec::new(),
-                dry_run: false,
-            }],
-        },
-    };
+    let route =
+        PassthroughRoute {
+            service: ObjectName::new("global", "tls"),
+            host: None,
+            port: 443,
+            rules: Rules::new(
+                true,
+                vec![
+                    Entry {
+                        policy: ObjectName::new("istio-egress", "tls"),
+                        index: 0,
+                        clients: Clients::These(
+                            [SpiffeId::new("cluster.local", "bookinfo", "productpage")
+                                .expect("an id")]
+                            .into(),
+                        ),
+                        methods: [].into(),
+                        paths: [].into(),
+                        ip_blocks: [].into(),
+                        headers: Vec::new(),
+                        dry_run: false,
+                    }
+                    .into(),
+                ],
+            ),
+        };
     let gateway = ObjectName::new("istio-egress", "egress-vg");
     let gateway = served
         .policy

@@ -27,7 +27,7 @@ use envoy_types::pb::google::protobuf::{Any, Struct, Value};
 use super::pb::{address, ads, any, core, number, seconds, yes};
 use super::{Authorization, authz, cluster, forward, rbac, routes_name, tls};
 use crate::gateway::host::HostPattern;
-use crate::gateway::policy::{Listener, Passthrough, PassthroughRoute};
+use crate::gateway::policy::{Listener, Passthrough, PassthroughRoute, Rules};
 
 /// The listeners of one port: one for each family, so that a node without IPv6 keeps the other.
 pub(super) fn listeners(
@@ -156,10 +156,7 @@ fn pass_on(
 
 /// A name that is known and not served: it must not fall to a wildcard.
 fn refuse(pattern: &HostPattern, _: &Passthrough) -> Vec<Filter> {
-    let nobody = crate::gateway::policy::Rules {
-        closed: true,
-        ..crate::gateway::policy::Rules::default()
-    };
+    let nobody = Rules::nobody();
     vec![
         network(
             rbac::NETWORK_FILTER,

@@ -80,7 +80,7 @@ fn enforced_and_shadow(
     }
     let shadow = rules
         .has_dry_run()
-        .then(|| allow(policies(trust_domain, rules.entries.iter().filter(seen))));
+        .then(|| allow(policies(trust_domain, rules.entries().filter(seen))));
     (allow(enforced), shadow)
 }
 

@@ -52,9 +52,15 @@ pub(super) fn configuration(
             ..VirtualHost::default()
         }
     });
+    // For what is passed on there are no requests, also not below a wildcard that has some.
+    let passed_on = listener.passthrough.keys().map(|pattern| VirtualHost {
+        name: pattern.to_string(),
+        domains: vec![pattern.to_string()],
+        ..VirtualHost::default()
+    });
     RouteConfiguration {
         name: routes_name(port),
-        virtual_hosts: hosts.collect(),
+        virtual_hosts: hosts.chain(passed_on).collect(),
         // The port is matched with the whole authority, below.
         ignore_port_in_host_matching: true,
         request_headers_to_remove: REMOVED.map(str::to_owned).to_vec(),

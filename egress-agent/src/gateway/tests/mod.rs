@@ -1,6 +1,7 @@
 //! Compiling and deciding, without a gateway.
 
 mod model;
+mod passthrough;
 mod problems;
 mod semantics;
 

@@ -174,24 +174,12 @@ fn services_that_can_not_be_served() {
     };
     let port =
         |key: &'static str, value: Value| with(&move |spec| spec["ports"][0][key] = value.clone());
-    check(
-        &port("protocol", json!("TCP")),
-        Refused,
-        "ports[0].protocol",
-        false,
-    );
-    check(
-        &port("protocol", json!("TLS")),
-        Refused,
-        "ports[0].protocol",
-        false,
-    );
-    check(
-        &port("clientsideTls", Value::Null),
-        Refused,
-        "ports[0].protocol",
-        false,
-    );
+    for protocol in ["TCP", "TLS"] {
+        let field = "ports[0].clientsideTls";
+        check(&port("protocol", json!(protocol)), Refused, field, false);
+    }
+    let field = "ports[0].protocol";
+    check(&port("protocol", json!("MONGO")), Refused, field, false);
     check(
         &port("clientsideTls", json!({ "mode": "X" })),
         Refused,

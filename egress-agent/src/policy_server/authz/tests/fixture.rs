@@ -117,13 +117,13 @@ fn add_passthrough(served: &mut Served) {
         service: ObjectName::new("global", "tls"),
         host: None,
         port: 443,
-        rules: Rules {
-            closed: true,
-            entries: vec![
-                mk_entry(0, "productpage", None),
-                mk_entry(1, "reviews", Some("GET")),
+        rules: Rules::new(
+            true,
+            vec![
+                mk_entry(0, "productpage", None).into(),
+                mk_entry(1, "reviews", Some("GET")).into(),
             ],
-        },
+        ),
     };
     let gateway = ObjectName::new("istio-egress", "egress-vg");
     let gateway = served.policy.gateways.get_mut(&gateway).unwrap();
