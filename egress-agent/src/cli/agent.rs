@@ -124,7 +124,7 @@ mod tests {
             revision: None,
             rejected: [("Listener".to_owned(), Rejection::default())].into(),
         };
-        let list = serde_json::to_vec(&[node.clone()]).expect("JSON");
+        let list = serde_json::to_vec(std::slice::from_ref(&node)).expect("JSON");
         std::fs::write(dir.path().join("gateways.json"), list).expect("write");
         let state = read(dir.path());
         assert!(state.running);

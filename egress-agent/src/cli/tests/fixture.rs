@@ -153,7 +153,12 @@ pub fn well() -> Snapshot {
     for (rule, words) in (0..).zip(words) {
         snapshot.rules.insert((7, rule), words.to_owned());
     }
-    snapshot.agent = AgentState {
+    snapshot.agent = agent();
+    snapshot
+}
+
+fn agent() -> AgentState {
+    AgentState {
         running: true,
         pid: Some(812),
         ready: Some(Ready {
@@ -173,8 +178,7 @@ pub fn well() -> Snapshot {
             revision: Some("9d04c5a1b2e3f607".to_owned()),
             rejected: BTreeMap::new(),
         }],
-    };
-    snapshot
+    }
 }
 
 /// Traffic of the pods, and of one that is not known.
