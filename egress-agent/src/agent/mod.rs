@@ -68,7 +68,7 @@ pub async fn run(options: Options) -> Result<()> {
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
-    policy::serve(
+    let policy_server = policy::serve(
         &options,
         run_dir.path(),
         gateways.served(),
@@ -122,6 +122,7 @@ pub async fn run(options: Options) -> Result<()> {
         };
     }
     sources.shutdown().await;
+    policy_server.stop().await;
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())

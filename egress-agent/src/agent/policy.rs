@@ -1,6 +1,5 @@
 //! Starts the policy server. Enforcement in the kernel never waits for it.
 
-use std::future::pending;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use super::options::Options;
 use super::run_dir;
@@ -38,7 +37,8 @@ pub fn serve(
     served: watch::Receiver<Arc<Served>>,
     metrics: &PolicyMetrics,
     tasks: &mut JoinSet<()>,
-) -> Result<()> {
+) -> Result<Stop> {
+    let mut stop = Stop::default();
     let status = XdsStatus::default();
     let socket = QuerySocket::bind(run_dir, served.clone(), status.clone())
         .with_context(|| format!("can't make {}/{}", run_dir.display(), query::FILE))?;
@@ -46,7 +46,7 @@ pub fn serve(
     let Some(address) = options.policy_address else {
         // An earlier agent may have served; most did not.
         let _ = std::fs::remove_file(options.run_dir.join(GATEWAYS));
-        return Ok(());
+        return Ok(stop);
     };
     let source = match (&options.policy_cert_dir, &options.spiffe_endpoint_socket) {
         (Some(directory), _) => Source::files(directory),
@@ -72,25 +72,60 @@ pub fn serve(
         metrics: metrics.clone(),
         status,
     };
-    tasks.spawn(keep_serving(address, options));
-    Ok(())
+    let (told, stopping) = watch::channel(false);
+    let task = tokio::spawn(keep_serving(address, options, stopping));
+    stop.server = Some((told, task));
+    Ok(stop)
+}
+
+/// Ends the server, if there is one.
+#[derive(Debug, Default)]
+pub struct Stop {
+    server: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+}
+
+impl Stop {
+    /// Tells callers to go, and waits until what is under way has been answered.
+    pub async fn stop(self) {
+        if let Some((told, task)) = self.server {
+            told.send_replace(true);
+            // It ends within its own grace; if it panicked there is nothing left to end.
+            let _ = task.await;
+        }
+    }
 }
 
 /// A server that can't listen is tried again for ever: gateways refuse meanwhile.
-async fn keep_serving(address: SocketAddr, options: server::Options) {
+async fn keep_serving(
+    address: SocketAddr,
+    options: server::Options,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let metrics = options.metrics.clone();
+    let told = |mut stopping: watch::Receiver<bool>| async move {
+        // An agent that is gone has stopped too.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
     loop {
         match PolicyServer::bind(address, options.clone()).await {
             Ok(server) => {
                 tracing::info!(event = "policy_serving", %address);
-                if let Err(error) = server.run(pending()).await {
+                metrics.set_serving(true);
+                if let Err(error) = server.run(told(stopping.clone())).await {
                     tracing::error!(event = "policy_server_ended", %error, "it is started again");
                 }
+                metrics.set_serving(false);
             }
             Err(error) => {
                 tracing::error!(event = "policy_server_failed", %error, "it is tried again");
             }
         }
-        sleep(RETRY).await;
+        if timeout(RETRY, stopping.wait_for(|stop| *stop))
+            .await
+            .is_ok()
+        {
+            return;
+        }
     }
 }
 

@@ -53,6 +53,7 @@ pub struct PolicyMetrics {
     connections: Gauge,
     connections_refused: Family<ReasonLabels, Counter>,
     certificate_expiry: Gauge<f64, AtomicU64>,
+    serving: Gauge,
     streams: Gauge,
     rejected: Family<RejectedLabels, Counter>,
 }
@@ -79,6 +80,7 @@ impl PolicyMetrics {
             connections: Gauge::default(),
             connections_refused: Family::default(),
             certificate_expiry: Gauge::default(),
+            serving: Gauge::default(),
             streams: Gauge::default(),
             rejected: Family::default(),
         };
@@ -122,6 +124,11 @@ impl PolicyMetrics {
             "policy_connections_refused",
             "Connections that the policy server did not take, by reason",
             metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "policy_serving",
+            "1 while the policy server listens; without it gateways refuse",
+            metrics.serving.clone(),
         );
         registry.register_with_unit(
             "policy_certificate_expiry_timestamp",
@@ -179,6 +186,11 @@ impl PolicyMetrics {
         self.rejected
             .get_or_create(&RejectedLabels { gateway, kind })
             .inc();
+    }
+
+    /// Whether the server listens.
+    pub fn set_serving(&self, serving: bool) {
+        self.serving.set(serving.into());
     }
 
     /// Says when the certificate expires, whichever it is.

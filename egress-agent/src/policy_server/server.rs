@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
@@ -31,6 +33,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// changed are looked at again; what is under way may end.
 const MAX_AGE: Duration = Duration::from_mins(30);
 const MAX_AGE_GRACE: Duration = Duration::from_secs(30);
+/// What is under way when the server is told to stop may take so long; configuration streams, which
+/// never end by themselves, are cut then.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Connections that have shaken hands and wait for the server's loop.
 const BACKLOG: usize = 64;
 
@@ -75,7 +80,8 @@ impl PolicyServer {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` completes, and then ends what is under way.
+    /// Serves until `stop` completes. Then callers are told to go, and questions under way are still
+    /// answered for a moment.
     pub async fn run(
         self,
         stop: impl Future<Output = ()> + Send,
@@ -104,7 +110,12 @@ impl PolicyServer {
             .max_decoding_message_size(MAX_MESSAGE);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AuthorizationServer<Authz>>().await;
-        let ended = Server::builder()
+        let stop = stop.shared();
+        let over = async {
+            stop.clone().await;
+            sleep(STOP_GRACE).await;
+        };
+        let serving = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -114,8 +125,11 @@ impl PolicyServer {
             .add_service(authz)
             .add_service(xds)
             .add_service(health_service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop)
-            .await;
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone());
+        let ended = tokio::select! {
+            ended = serving => ended,
+            () = over => Ok(()),
+        };
         accepting.abort();
         ended
     }

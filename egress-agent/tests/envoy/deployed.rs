@@ -65,17 +65,17 @@ impl Deployed {
                 "127.0.0.1",
             )
             .replace("/etc/sallyport/tls", &path(&root.join("tls")))
-            .replace(
-                "/etc/envoy/bootstrap.json",
-                &path(&root.join("bootstrap.json")),
-            )
+            .replace("/etc/envoy", &path(&root.join("envoy")))
             .replace("$(POD_NAME)", "egress-gateway-0")
             // Seconds of draining.
             .replace("- \"20\"", "- \"2\"")
             .replace("sleep 25", "sleep 0");
         let config = manifest::object(&manifests, "ConfigMap");
-        let text = config["data"]["bootstrap.json"].as_str().expect("text");
-        fs::write(root.join("bootstrap.json"), text).expect("a file");
+        fs::create_dir(root.join("envoy")).expect("a directory");
+        for (name, text) in config["data"].as_object().expect("files") {
+            let file = root.join("envoy").join(name);
+            fs::write(file, text.as_str().expect("text")).expect("a file");
+        }
         let container = manifest::container(&manifests);
         assert_eq!(container.command, Some(vec!["envoy".to_owned()]));
         let envoy = Command::new(envoy_binary())

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use egress_agent::gateway::envoy::{Bootstrap, bootstrap};
+use egress_agent::gateway::envoy::{Bootstrap, files};
 use egress_agent::gateway::{ObjectName, OutboundPolicy, compile, from_index};
 use egress_agent::index::Index;
 use egress_agent::policy_server::gateway_pods;
@@ -100,7 +100,7 @@ pub fn apply(index: &mut Index, text: &str) {
 #[test]
 fn the_bootstrap_is_the_one_that_is_rendered() {
     let config: ConfigMap = serde_json::from_value(object(&text(), "ConfigMap")).expect("its kind");
-    let rendered = bootstrap(&Bootstrap {
+    let rendered = files(&Bootstrap {
         gateway: ObjectName::new("sallyport-egress", "egress-gateway"),
         server: (
             "sallyport-policy.sallyport-system.svc.cluster.local".to_owned(),
@@ -108,13 +108,17 @@ fn the_bootstrap_is_the_one_that_is_rendered() {
         ),
         server_id: server_id(),
         cert_dir: "/etc/sallyport/tls".into(),
+        config_dir: "/etc/envoy".into(),
         admin_port: Some(15000),
     });
-    let written = config.data.expect("data")["bootstrap.json"].clone();
-    assert!(
-        written == rendered,
-        "put this into deploy/gateway/gateway.yaml:\n{rendered}"
-    );
+    let written = config.data.expect("data");
+    assert_eq!(written.len(), rendered.len());
+    for (name, text) in rendered {
+        assert!(
+            written.get(name) == Some(&text),
+            "put this into deploy/gateway/gateway.yaml as {name}:\n{text}"
+        );
+    }
 }
 
 /// Kubernetes' own types drop what they don't know, a misspelt field say.
