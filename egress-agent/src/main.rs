@@ -6,10 +6,13 @@ use clap::Parser as _;
 use egress_agent::agent::{LogFormat, Options, run};
 use tracing_subscriber::EnvFilter;
 
+/// The source tells by itself, once, what the client tells at every try.
+const LOG: &str = "info,kube_client=off";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

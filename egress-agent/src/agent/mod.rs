@@ -37,6 +37,8 @@ const RESYNC: Duration = Duration::from_secs(10);
 const PLACE_CHECK: Duration = Duration::from_secs(1);
 /// First and longest wait before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Between a pass and the next one for new objects: in a big cluster endpoints change all the time.
+const GATHER: Duration = Duration::from_millis(50);
 /// A pass for a time that has come waits at least so long, should the clock be behind.
 const EPSILON: Duration = Duration::from_millis(10);
 
@@ -97,6 +99,7 @@ pub async fn run(options: Options) -> Result<()> {
                 next_change: None,
             }
         });
+        let passed = Instant::now();
         watcher.looked(outcome.incomplete);
         let again = retry.next(outcome.failed, outcome.next_change);
         stop = loop {
@@ -105,6 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
                 _ = interrupt.recv() => break true,
                 changed = updates.changed() => {
                     changed?;
+                    sleep_until(passed + GATHER).await;
                     fresh = Some(updates.take());
                     break false;
                 }

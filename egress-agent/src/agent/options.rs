@@ -269,3 +269,21 @@ pub enum LogFormat {
     Text,
     Json,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_has_to_be_named_or_a_directory_given() {
+        let parse = |more: &[&str]| {
+            let args = ["egress-agent", "--node-name", "a"].iter().chain(more);
+            Options::try_parse_from(args)
+        };
+        assert!(parse(&[]).unwrap_err().to_string().contains("--state-dir"));
+        let directory = parse(&["--state-dir", "/state"]).unwrap();
+        assert_eq!(directory.source, Source::Directory);
+        let kubernetes = parse(&["--source", "kubernetes"]).unwrap();
+        assert_eq!(kubernetes.source, Source::Kubernetes);
+    }
+}

@@ -6,198 +6,20 @@ use std::time::Duration;
 
 use egress_agent::compile::{self, Compiled, Hold};
 use egress_agent::index::{Index, Key, Object};
-use egress_agent::source::decode;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
-use xtask::apiserver::{ApiServer, Faults, gloo_definitions};
+use xtask::apiserver::Faults;
 
-use super::objects::{self, NODE, gloo};
-use super::world::{Follower, cluster, log};
+use super::history::{History, typed};
+use super::objects::NODE;
+use super::world::{Follower, log};
 
 /// Changes of one run.
 const CHANGES: u32 = 120;
 /// After the last fault the true state is there within so long.
 const BOUND: Duration = Duration::from_secs(20);
-/// Exceptions that lockdowns have now and then, by number.
-const CIDRS: [&str; 4] = [
-    "192.0.2.0/25",
-    "192.0.2.128/25",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-];
-
 /// The part that comes and goes with definitions.
 const GLOO: &str = "gloo's gateways";
-
-/// Numbers by a seed (an LCG; its upper half is random enough).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-
-    fn flip(&mut self) -> bool {
-        self.below(2) == 0
-    }
-}
-
-/// What is true, as objects by API version, kind, namespace and name.
-type Truth = BTreeMap<String, Value>;
-
-fn name_of(object: &Value) -> String {
-    let meta = &object["metadata"];
-    format!(
-        "{} {} {} {}",
-        object["apiVersion"], object["kind"], meta["namespace"], meta["name"]
-    )
-}
-
-/// The cluster, changed at random, with all the states that it had.
-struct History {
-    api: ApiServer,
-    random: Random,
-    truth: Truth,
-    /// As an index that knows all pods.
-    states: Vec<Index>,
-    gloo: bool,
-}
-
-impl History {
-    fn new(seed: u64) -> Self {
-        let mut history = Self {
-            api: cluster(),
-            random: Random(seed),
-            truth: Truth::new(),
-            states: Vec::new(),
-            gloo: false,
-        };
-        // What `cluster` makes, once more, so that it is known here.
-        for object in [
-            objects::node(NODE, 1),
-            objects::node("node-2", 2),
-            objects::namespace("bookinfo"),
-            objects::namespace("istio-egress"),
-            objects::service_account("bookinfo", "default"),
-            objects::pod("bookinfo", "web", NODE, "10.244.1.10", "web"),
-            objects::pod("bookinfo", "elsewhere", "node-2", "10.244.2.10", "web"),
-            objects::pod("istio-egress", "gw", "node-2", "10.244.2.20", "gateway"),
-            objects::lockdown("all", "bookinfo", &[]),
-        ] {
-            history.put(object);
-        }
-        history.states.drain(..history.states.len() - 1);
-        history
-    }
-
-    fn put(&mut self, object: Value) {
-        self.api.apply(&object).expect("it is taken");
-        self.truth.insert(name_of(&object), object);
-        self.note();
-    }
-
-    fn drop(&mut self, object: &Value) {
-        if self.truth.remove(&name_of(object)).is_some() {
-            self.api.delete(object).expect("it is there");
-            self.note();
-        }
-    }
-
-    fn note(&mut self) {
-        let mut index = Index::default();
-        index.reset(self.truth.values().map(typed).collect());
-        self.states.push(index);
-    }
-
-    /// One change of one object.
-    fn change(&mut self) {
-        let there = self.random.flip();
-        let number = self.random.below(4);
-        let mut object = match self.random.below(9) {
-            0 => {
-                let mut cidrs = CIDRS.to_vec();
-                cidrs.retain(|_| self.random.flip());
-                objects::lockdown(&format!("l{}", number % 2), "bookinfo", &cidrs)
-            }
-            1 => objects::pod(
-                "bookinfo",
-                &format!("own{number}"),
-                NODE,
-                &format!("10.244.1.{}", 20 + self.random.below(8)),
-                "web",
-            ),
-            2 | 3 => {
-                let apps = ["gateway", "other"];
-                let app = apps[usize::from(self.random.flip())];
-                let ip = format!("10.244.2.{}", 20 + self.random.below(8));
-                let name = format!("gw{number}");
-                objects::pod("istio-egress", &name, "node-2", &ip, app)
-            }
-            4 => {
-                let app = ["gateway", "other"][usize::from(self.random.flip())];
-                objects::gateway("istio-egress", &format!("vg{}", number % 2), app)
-            }
-            5 => objects::service("bookinfo", "s", "10.96.0.7", "web", 80),
-            6 => {
-                let outside = self.random.flip();
-                let ip = if outside {
-                    "203.0.113.9"
-                } else {
-                    "10.244.1.10"
-                };
-                objects::slice("bookinfo", "s", 80, &[(ip, "web")])
-            }
-            7 => objects::service_account("bookinfo", &format!("sa{number}")),
-            _ => return self.change_gloo(there, number),
-        };
-        if object["kind"] == "Pod" && self.random.below(3) == 0 {
-            object["status"]["conditions"][0]["status"] = json!("False");
-        }
-        if there {
-            self.put(object);
-        } else {
-            self.drop(&object);
-        }
-    }
-
-    /// Objects of Gloo Mesh's group, and its definitions.
-    fn change_gloo(&mut self, there: bool, number: u64) {
-        if number == 0 {
-            self.gloo = !self.gloo;
-            for definition in gloo_definitions() {
-                if self.gloo {
-                    self.api.apply(&definition).expect("it is taken");
-                } else {
-                    self.api.delete(&definition).expect("it is there");
-                }
-            }
-            self.truth
-                .retain(|name, _| self.gloo || !name.contains("gloo"));
-            self.note();
-        } else if self.gloo {
-            let object = gloo(objects::gateway(
-                "istio-egress",
-                &format!("gloo{number}"),
-                "gateway",
-            ));
-            if there {
-                self.put(object);
-            } else {
-                self.drop(&object);
-            }
-        }
-    }
-}
-
-fn typed(object: &Value) -> Object {
-    let mut objects = decode(&object.to_string()).expect("a good object");
-    objects.pop().expect("one").object
-}
 
 /// Parts of the state that are read by one watch each: what is told of one must have been true.
 fn parts(index: &Index) -> BTreeMap<&'static str, String> {
@@ -386,8 +208,11 @@ async fn run(seed: u64) -> (usize, usize) {
             let pods = follower.index.pods();
             panic!("seed {seed}: after {BOUND:?} these are not true: {is:#?}\npods: {pods:#?}\nthey should be {want:#?}\n{want_pods:#?}")
         });
-        if timeout(left, follower.updates.changed()).await.is_ok() && follower.take() {
-            witness.check(seed, &follower.index, &history);
+        if let Ok(news) = timeout(left, follower.updates.changed()).await {
+            news.expect("the source runs");
+            if follower.take() {
+                witness.check(seed, &follower.index, &history);
+            }
         }
     }
     assert_eq!(

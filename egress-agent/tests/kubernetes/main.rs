@@ -2,6 +2,7 @@
 
 mod converge;
 mod faults;
+mod history;
 mod objects;
 mod source;
 mod world;

@@ -130,3 +130,44 @@ fn chain(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) -> fmt::Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::super::watches::{Policy, Watch};
+    use super::*;
+
+    fn trouble(code: u16, reason: &str) -> Trouble {
+        let status = Status::failure("User \"agent\" cannot list it", reason).with_code(code);
+        kube::Error::Api(status.boxed()).into()
+    }
+
+    #[test]
+    fn a_missing_rule_is_named() {
+        let resource = Watch::Own(Policy::EgressLockdown).resource("a");
+        let told = trouble(403, "Forbidden").explain(&resource);
+        for part in [
+            "egresslockdowns.sallyport.dev",
+            "User \"agent\"",
+            "apiGroups [\"sallyport.dev\"]",
+            "resources [\"egresslockdowns\"]",
+            "[\"list\", \"watch\"]",
+        ] {
+            assert!(told.contains(part), "no {part} in {told}");
+        }
+        let told = trouble(404, "NotFound").explain(&resource);
+        assert!(
+            told.contains("CustomResourceDefinition") && told.contains("v1alpha1"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_calls_for_a_new_list_is_known() {
+        assert!(trouble(410, "Expired").is_expired());
+        assert!(trouble(200, "Gone").is_expired());
+        assert!(!trouble(500, "InternalError").is_expired());
+        assert!(trouble(404, "NotFound").is_absent());
+    }
+}
