@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -117,13 +118,15 @@ fn add_passthrough(served: &mut Served) {
         service: ObjectName::new("global", "tls"),
         host: None,
         port: 443,
-        rules: Rules {
-            closed: true,
-            entries: vec![
+        rules: Rules::new(
+            true,
+            [
                 mk_entry(0, "productpage", None),
                 mk_entry(1, "reviews", Some("GET")),
-            ],
-        },
+            ]
+            .map(Arc::new)
+            .into(),
+        ),
     };
     let gateway = ObjectName::new("istio-egress", "egress-vg");
     let gateway = served.policy.gateways.get_mut(&gateway).unwrap();
