@@ -16,6 +16,7 @@ pub mod output;
 mod pods;
 mod pods_text;
 mod render;
+mod render_istio;
 mod snapshot;
 mod status;
 #[cfg(test)]
@@ -41,7 +42,8 @@ Packets are counted as the hook sees them, bytes with the Ethernet header at a d
 UTC. What has no name is printed as a number, a wildcard as ANY.
 
 Exit status: 0 all is well; 1 an error, said on stderr; 2 (status only) a held pod is uncovered or
-a hook is missing; explain: 0 allowed, 3 denied, 4 something that decides could not be asked.";
+a hook is missing; explain: 0 allowed, 3 denied, 4 something that decides could not be asked; render
+istio: 3 something could not be rendered as it is written.";
 
 /// Look at what Sallyport holds on this node.
 #[derive(Debug, Parser)]
@@ -193,7 +195,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Events(args) => events::run(globals, args)?,
         Command::Explain(args) => return explain::run(globals, args),
-        Command::Render(command) => render::run(command)?,
+        Command::Render(command) => return render::run(command),
         Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }
     Ok(ExitCode::SUCCESS)

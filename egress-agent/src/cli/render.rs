@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
@@ -14,6 +15,9 @@ use crate::gateway::{ObjectName, SpiffeId};
 pub(super) enum Command {
     /// The bootstrap of a gateway's Envoy that gets everything else from the policy server
     Bootstrap(BootstrapArgs),
+    /// Istio's own objects, so that its gateways ask nobody for each request; exit status 3 if
+    /// something can't be said so
+    Istio(super::render_istio::Args),
 }
 
 #[derive(Clone, Debug, ClapArgs)]
@@ -49,8 +53,11 @@ pub(super) struct BootstrapArgs {
     admin_port: Option<u16>,
 }
 
-pub(super) fn run(command: &Command) -> Result<()> {
-    let Command::Bootstrap(args) = command;
+pub(super) fn run(command: &Command) -> Result<ExitCode> {
+    let args = match command {
+        Command::Bootstrap(args) => args,
+        Command::Istio(args) => return super::render_istio::run(args),
+    };
     let files = files(&read(args)?);
     let (_, text) = files
         .iter()
@@ -59,7 +66,7 @@ pub(super) fn run(command: &Command) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn read(args: &BootstrapArgs) -> Result<Bootstrap> {

@@ -10,6 +10,7 @@ pub mod envoy;
 pub mod from_index;
 pub mod host;
 pub mod identity;
+pub mod istio;
 mod passthrough;
 mod path;
 pub mod policy;

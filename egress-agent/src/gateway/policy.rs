@@ -223,7 +223,7 @@ impl Listener {
             !rules.closed
                 || rules
                     .of_client(client)
-                    .any(|entry| !entry.dry_run && !(blind && entry.needs_http()))
+                    .any(|entry| !(entry.dry_run || blind && entry.needs_http()))
         })
     }
 }

@@ -2,13 +2,14 @@
 //! client, not with all.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::identity::SpiffeId;
 use super::policy::{Clients, Entry};
 
 /// Who may use a route. Cheap to clone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     /// An access policy names the host: only what an entry admits passes. Else the route is open
     /// to every authenticated client.
@@ -16,7 +17,7 @@ pub struct Rules {
     entries: Arc<Entries>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 struct Entries {
     all: Vec<Arc<Entry>>,
     /// Positions in `all` of the entries for every client, ascending.
@@ -24,6 +25,17 @@ struct Entries {
     /// The same of those that name a client.
     by_client: HashMap<SpiffeId, Vec<u32>>,
     dry_run: bool,
+}
+
+/// The same text for the same rules: what is found by client has no order, and follows from the
+/// entries.
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("closed", &self.closed)
+            .field("entries", &self.entries.all)
+            .finish()
+    }
 }
 
 /// What the rules say to one client.

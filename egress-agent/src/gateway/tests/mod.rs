@@ -131,7 +131,11 @@ impl World {
     }
 
     pub(super) fn compile(&self) -> (GatewayPolicy, Vec<Problem>) {
-        compile(&GatewayObjects {
+        compile(&self.objects())
+    }
+
+    pub(super) fn objects(&self) -> GatewayObjects<'_> {
+        GatewayObjects {
             trust_domain: "cluster.local".to_owned(),
             cluster: Some("here".to_owned()),
             outbound: self.outbound,
@@ -163,7 +167,7 @@ impl World {
                     spec: &(),
                 })
                 .collect(),
-        })
+        }
     }
 
     /// What becomes of `GET <authority>/` by a service account of bookinfo.

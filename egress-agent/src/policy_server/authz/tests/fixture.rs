@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -119,10 +120,12 @@ fn add_passthrough(served: &mut Served) {
         port: 443,
         rules: Rules::new(
             true,
-            vec![
-                mk_entry(0, "productpage", None).into(),
-                mk_entry(1, "reviews", Some("GET")).into(),
-            ],
+            [
+                mk_entry(0, "productpage", None),
+                mk_entry(1, "reviews", Some("GET")),
+            ]
+            .map(Arc::new)
+            .into(),
         ),
     };
     let gateway = ObjectName::new("istio-egress", "egress-vg");

@@ -1,0 +1,173 @@
+//! `render istio`: the policy of files as Istio's own objects.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::agent::Outbound;
+use crate::gateway::{GatewayObjects, compile, from_index, istio};
+use crate::index::Index;
+use crate::source::{Files, Snapshot, YamlDir};
+
+/// Something could not be rendered as it is written.
+const REFUSED: u8 = 3;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Files with objects, as `kubectl get -o yaml` prints them; `-` is stdin. Service accounts,
+    /// which clients are selected from, belong to them
+    #[arg(value_name = "FILE", required_unless_present = "state_dir")]
+    files: Vec<PathBuf>,
+    /// Directory that the agent reads objects from
+    #[arg(
+        long,
+        env = "SALLYPORT_STATE_DIR",
+        value_name = "DIR",
+        conflicts_with = "files"
+    )]
+    state_dir: Option<PathBuf>,
+    /// SPIFFE trust domain of the clients
+    #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// Name of this cluster in selectors that give one [default: every name is this cluster]
+    #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
+    cluster_name: Option<String>,
+    /// What happens to a host that no external service names
+    #[arg(
+        long,
+        env = "SALLYPORT_OUTBOUND_POLICY",
+        value_enum,
+        default_value_t = Outbound::RegistryOnly
+    )]
+    outbound_policy: Outbound,
+    /// Render paths that are no whole ones, although Istio lets dot segments through that hide
+    /// behind path parameters (`/v1/%2e%2e;/x` under `/v1/*`)
+    #[arg(long)]
+    accept_hidden_dot_segments: bool,
+    /// Render what lets the gateways ask the policy server instead
+    #[arg(long)]
+    custom: bool,
+    /// Name of the policy server in the mesh configuration
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "sallyport",
+        requires = "custom"
+    )]
+    provider: String,
+    /// Host name of the policy server's Service
+    #[arg(
+        long,
+        value_name = "HOST",
+        default_value = "sallyport-policy.sallyport-system.svc.cluster.local",
+        requires = "custom"
+    )]
+    service: String,
+    /// Port of that Service
+    #[arg(long, value_name = "PORT", default_value_t = 9443, requires = "custom")]
+    service_port: u16,
+}
+
+/// Writes the objects to stdout, and what could not be done as written to stderr.
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let index = read(args)?;
+    let objects = from_index::objects(
+        &index,
+        &args.trust_domain,
+        args.cluster_name.as_deref(),
+        args.outbound_policy.into(),
+    );
+    if objects.gateways.is_empty() {
+        bail!("there is no VirtualGateway among the objects");
+    }
+    let (text, complaints) = if args.custom {
+        (custom(args, &objects)?, Vec::new())
+    } else {
+        native(args, &objects)?
+    };
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    for complaint in &complaints {
+        eprintln!("egressctl: {complaint}");
+    }
+    Ok(if complaints.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(REFUSED)
+    })
+}
+
+fn read(args: &Args) -> Result<Index> {
+    let snapshot = if let Some(directory) = &args.state_dir {
+        let (_, snapshot) = YamlDir::open(directory)?;
+        let snapshot = snapshot.borrow();
+        Snapshot::clone(&snapshot)
+    } else {
+        let mut readings = BTreeMap::new();
+        for path in &args.files {
+            let text = if path.as_os_str() == "-" {
+                let mut text = String::new();
+                io::stdin().read_to_string(&mut text).map(|_| text)
+            } else {
+                std::fs::read_to_string(path)
+            };
+            let text = text.with_context(|| format!("can't read {}", path.display()))?;
+            readings.insert(path.clone(), Ok(text));
+        }
+        let mut files = Files::default();
+        files.update(readings);
+        files.snapshot()
+    };
+    // Half of the objects would say something else than all.
+    if let Some(problem) = snapshot.problems.first() {
+        bail!("{problem}");
+    }
+    let mut index = Index::default();
+    index.reset(snapshot.objects.clone());
+    if let Some(problem) = index.problems().next() {
+        bail!("{problem}");
+    }
+    Ok(index)
+}
+
+fn native(args: &Args, objects: &GatewayObjects<'_>) -> Result<(String, Vec<String>)> {
+    let (policy, problems) = compile(objects);
+    let options = istio::Options {
+        accept_hidden_dot_segments: args.accept_hidden_dot_segments,
+    };
+    let rendered = istio::render(objects, &policy, options);
+    let mut text = String::from(
+        "# The mesh needs `pathNormalization: { normalization: DECODE_AND_MERGE_SLASHES }`.\n\
+         # A gateway without the policy `default-deny` refuses nothing.\n",
+    );
+    let mut complaints = Vec::new();
+    for problem in problems.iter().chain(&rendered.problems) {
+        writeln!(text, "# {problem}")?;
+        complaints.push(problem.to_string());
+    }
+    for document in &rendered.policies {
+        text.push_str(&document.yaml()?);
+    }
+    Ok((text, complaints))
+}
+
+fn custom(args: &Args, objects: &GatewayObjects<'_>) -> Result<String> {
+    let provider = istio::Provider {
+        name: args.provider.clone(),
+        service: args.service.clone(),
+        port: args.service_port,
+    };
+    let mut text = String::from("# For the mesh configuration (ConfigMap `istio`, key `mesh`):\n");
+    for line in provider.mesh_config().lines() {
+        writeln!(text, "#   {line}")?;
+    }
+    for document in istio::custom(objects, &provider) {
+        text.push_str(&document.yaml()?);
+    }
+    Ok(text)
+}

@@ -1,0 +1,302 @@
+//! The same verdict from native policy and from the policy server, for objects and requests by
+//! chance. `SALLYPORT_SEED` chooses others.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use egress_agent::gateway::istio::object::AuthorizationPolicy;
+use egress_agent::gateway::{GatewayPolicy, ObjectName, SpiffeId, compile, istio};
+use egress_agent::policy_server::authz::Binding;
+use egress_agent::policy_server::{GatewayPod, Served};
+use rustls::pki_types::ServerName;
+
+use crate::client::Connection;
+use crate::envoy::{Decides, Envoy, Port, free_ports};
+use crate::generate::{Chance, HOSTS, Request, World, request};
+use crate::istiod::translate;
+use crate::mesh::{Authority, Leaf, client_config};
+use crate::policy_server::{SERVER_ID, Server};
+
+const WORLDS: usize = 24;
+const REQUESTS: usize = 100;
+const CONNECTIONS: usize = 14;
+const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
+/// `ghost` has no service account; the last is of another trust domain.
+const CLIENTS: [&str; 5] = [
+    "spiffe://cluster.local/ns/bookinfo/sa/productpage",
+    "spiffe://cluster.local/ns/bookinfo/sa/reviews",
+    "spiffe://cluster.local/ns/bookinfo/sa/ratings",
+    "spiffe://cluster.local/ns/bookinfo/sa/ghost",
+    "spiffe://other.local/ns/bookinfo/sa/productpage",
+];
+
+fn seed() -> u64 {
+    match std::env::var("SALLYPORT_SEED") {
+        Ok(text) => text.parse().expect("SALLYPORT_SEED is a number"),
+        Err(_) => 20_261_123,
+    }
+}
+
+/// A gateway with the same policy on a native port and on one that asks.
+struct Compiled {
+    name: String,
+    policy: GatewayPolicy,
+    native: Vec<AuthorizationPolicy>,
+    ports: [u16; 2],
+}
+
+fn generate(chance: &mut Chance, at: usize, ports: [u16; 2]) -> Compiled {
+    let name = format!("w{at}");
+    let world = World::generate(chance, &name, &ports);
+    let objects = world.objects();
+    let (policy, _) = compile(&objects);
+    let options = istio::Options {
+        accept_hidden_dot_segments: true,
+    };
+    let rendered = istio::render(&objects, &policy, options);
+    assert_eq!(rendered.problems, []);
+    // What `kubectl` would read.
+    let native = rendered.policies.iter().map(|document| {
+        let text = document.yaml().expect("YAML");
+        serde_yaml_ng::from_str(&text).expect("an AuthorizationPolicy")
+    });
+    Compiled {
+        name,
+        native: native.collect(),
+        policy,
+        ports,
+    }
+}
+
+/// A server outside that answers whoever gets through.
+fn outside() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut byte = [0];
+                if stream.read_exact(&mut byte).is_ok() {
+                    // A client that is gone needs no answer.
+                    let _ = stream.write_all(b"passed");
+                }
+            });
+        }
+    });
+    port
+}
+
+/// Real clients of the gateway, with their connections.
+struct Clients {
+    mesh: Authority,
+    leaves: Vec<Leaf>,
+    open: HashMap<(u16, usize), Connection>,
+}
+
+/// Status, and what a dry run would have said.
+type Verdict = (u16, Option<String>);
+
+impl Clients {
+    fn session(
+        &self,
+        port: u16,
+        client: usize,
+        name: &str,
+    ) -> (rustls::ClientConnection, TcpStream) {
+        let config = client_config(&self.mesh, Some(&self.leaves[client]));
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let session = rustls::ClientConnection::new(config, name).expect("a session");
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("Envoy listens");
+        let limit = Some(Duration::from_secs(15));
+        stream.set_read_timeout(limit).expect("a timeout");
+        (session, stream)
+    }
+
+    fn ask(&mut self, port: u16, client: usize, request: &Request) -> Verdict {
+        for _ in 0..2 {
+            let mut connection = match self.open.remove(&(port, client)) {
+                Some(connection) => connection,
+                None => {
+                    let (session, stream) = self.session(port, client, "gateway.test");
+                    Connection::new(session, stream)
+                }
+            };
+            let Request {
+                method,
+                authority,
+                path,
+                headers,
+            } = request;
+            match connection.ask(method, authority, path, headers) {
+                Ok(answer) => {
+                    if !answer.head.contains("connection: close") {
+                        self.open.insert((port, client), connection);
+                    }
+                    let would = answer
+                        .head
+                        .lines()
+                        .find_map(|it| it.strip_prefix("x-dry-run: "));
+                    let would = would.filter(|it| *it != "-").map(str::to_owned);
+                    assert!(answer.status != 403 || answer.is_denied(), "{answer:?}");
+                    return (answer.status, would);
+                }
+                // The gateway has closed it; a new one shows whether it means it.
+                Err(_) => continue,
+            }
+        }
+        panic!("no answer to {request:?} of {}", CLIENTS[client]);
+    }
+
+    /// Whether bytes get through.
+    fn passes(&self, port: u16, client: usize, name: &str) -> bool {
+        let (session, stream) = self.session(port, client, name);
+        let mut stream = rustls::StreamOwned::new(session, stream);
+        let mut answer = [0; 6];
+        let result = stream
+            .write_all(b"x")
+            .and_then(|()| stream.flush())
+            .and_then(|()| stream.read_exact(&mut answer));
+        match result {
+            Ok(()) => &answer == b"passed",
+            Err(error) => {
+                let slow = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                assert!(!slow, "no answer for {name}");
+                false
+            }
+        }
+    }
+}
+
+#[test]
+fn native_policy_and_the_policy_server_agree() {
+    let seed = seed();
+    let mut chance = Chance::new(seed);
+    let free = free_ports(2 * WORLDS);
+    let worlds: Vec<Compiled> = free
+        .chunks(2)
+        .enumerate()
+        .map(|(at, ports)| generate(&mut chance, at, [ports[0], ports[1]]))
+        .collect();
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let mesh = Authority::new("mesh");
+    let put = |name: &str, text: &str| {
+        fs::write(directory.path().join(name), text).expect("a file");
+    };
+    let names: Vec<&str> = HOSTS.into_iter().chain(["gateway.test"]).collect();
+    let gateway = mesh.sign(&names, &[GATEWAY_ID]);
+    put("gateway.crt", &gateway.pem);
+    put("gateway.key", &gateway.key_pem);
+    put("ca.crt", &mesh.pem());
+    let agent = mesh.sign(&[], &[SERVER_ID]);
+    put("tls.crt", &agent.pem);
+    put("tls.key", &agent.key_pem);
+    let server = Server::start(([127, 0, 0, 1], 0).into(), directory.path(), Binding::Off);
+    server.serve(served(&worlds));
+
+    let ports: Vec<Port<'_>> = worlds.iter().flat_map(ports_of).collect();
+    let envoy = Envoy::start(directory.path(), &ports, server.address.port(), outside());
+    let leaves = CLIENTS.iter().map(|id| mesh.sign(&[], &[id])).collect();
+    let mut clients = Clients {
+        mesh,
+        leaves,
+        open: HashMap::new(),
+    };
+
+    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut count = |what| *seen.entry(what).or_default() += 1;
+    for world in &worlds {
+        let fail = |what: &dyn std::fmt::Debug,
+                    native: &dyn std::fmt::Debug,
+                    check: &dyn std::fmt::Debug| {
+            let rules = serde_yaml_ng::to_string(&world.native).unwrap_or_default();
+            panic!(
+                "seed {seed}, {}: {what:?}: native {native:?}, policy server {check:?}\n{rules}\n{}",
+                world.name,
+                envoy.log()
+            );
+        };
+        for _ in 0..REQUESTS {
+            let asked = request(&mut chance);
+            let client = usize::from(*chance.pick(&[0_u8, 0, 1, 1, 2, 2, 3, 4]));
+            let [native, check] = world.ports.map(|port| clients.ask(port, client, &asked));
+            // The policy server says what would be only where there is a dry run.
+            let would = check.1.is_some() && native.1 != check.1;
+            if native.0 != check.0 || would {
+                fail(&(CLIENTS[client], &asked), &native, &check);
+            }
+            count(match native.0 {
+                200 => "allowed",
+                403 => "denied",
+                400 => "no request for Envoy",
+                other => panic!("status {other} for {asked:?}: {}", envoy.log()),
+            });
+            if let Some(would) = check.1 {
+                count(if would == "allowed" {
+                    "would be allowed"
+                } else {
+                    "would be denied"
+                });
+            }
+        }
+        for _ in 0..CONNECTIONS {
+            let name = *chance.pick(&HOSTS);
+            let client = usize::from(*chance.pick(&[0_u8, 1, 2, 3, 4]));
+            let [native, check] = world.ports.map(|port| clients.passes(port, client, name));
+            if native != check {
+                fail(&(CLIENTS[client], name), &native, &check);
+            }
+            count(if native { "passed on" } else { "not passed on" });
+        }
+    }
+    println!("seed {seed}: {WORLDS} worlds, verdicts: {seen:?}");
+    for what in [
+        "allowed",
+        "denied",
+        "passed on",
+        "not passed on",
+        "would be denied",
+    ] {
+        let enough = seen.get(what).is_some_and(|&count| count >= 10);
+        assert!(enough, "hardly any `{what}`: {seen:?}");
+    }
+}
+
+fn ports_of(world: &Compiled) -> [Port<'_>; 2] {
+    let gateway = &world.policy.gateways[&ObjectName::new("istio-egress", &world.name)];
+    let natively = Decides::Natively {
+        http: translate(&world.native, false),
+        tcp: translate(&world.native, true),
+    };
+    let [native, check] = world.ports;
+    [(native, natively), (check, Decides::ByCheck)].map(|(number, decides)| Port {
+        number,
+        listener: &gateway.listeners[&number],
+        decides,
+    })
+}
+
+/// All gateways in one policy: they are pods at one address.
+fn served(worlds: &[Compiled]) -> Served {
+    let mut policy = GatewayPolicy {
+        trust_domain: "cluster.local".to_owned(),
+        ..GatewayPolicy::default()
+    };
+    for world in worlds {
+        policy.gateways.extend(world.policy.gateways.clone());
+    }
+    let pod = GatewayPod {
+        identity: SpiffeId::parse(GATEWAY_ID).expect("an identity"),
+        gateways: policy.gateways.keys().cloned().collect::<BTreeSet<_>>(),
+    };
+    Served {
+        revision: "1".to_owned(),
+        policy,
+        gateway_pods: BTreeMap::from([(IpAddr::V4(Ipv4Addr::LOCALHOST), pod)]),
+        ..Served::default()
+    }
+}
