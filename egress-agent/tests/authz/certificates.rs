@@ -1,6 +1,6 @@
 //! The policy server gone, and certificates that are wrong, expired or renewed.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use egress_agent::policy_server::authz::Binding;
 
@@ -50,6 +50,23 @@ fn without_the_policy_server_the_gateway_refuses() {
     world.start_server();
     world.until("it serves again", || get(&world) == 200);
     assert_eq!(ask(), 200);
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_does_so_though_gateways_are_connected() {
+    let mut world = World::start();
+    assert_eq!(get(&world), 200);
+    assert!(world.metric("sallyport_policy_connections ") > 0);
+    let begin = Instant::now();
+    world.server.take().expect("it runs").stop();
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(get(&world), 403);
+    world.start_server();
+    world.until("it serves again", || get(&world) == 200);
 }
 
 #[test]

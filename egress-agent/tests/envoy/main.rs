@@ -7,6 +7,7 @@ mod gateway;
 mod live;
 mod manifest;
 mod mesh;
+#[allow(dead_code, reason = "each test crate uses its own part")]
 #[path = "../support/policy_server.rs"]
 mod policy_server;
 mod story;

@@ -14,7 +14,9 @@ use egress_agent::policy_server::xds::{NodeState, XdsStatus};
 use egress_agent::tls::{MinVersion, Source};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// Who the server is.
 pub const SERVER_ID: &str = "spiffe://cluster.local/ns/sallyport-system/sa/sallyport-agent";
@@ -26,6 +28,10 @@ pub fn server_id() -> SpiffeId {
 /// A server that ends with this value.
 pub struct Server {
     runtime: Option<Runtime>,
+    running: Option<(
+        oneshot::Sender<()>,
+        JoinHandle<Result<(), tonic::transport::Error>>,
+    )>,
     served: watch::Sender<Arc<Served>>,
     status: XdsStatus,
     registry: Arc<Registry>,
@@ -69,9 +75,16 @@ impl Server {
             .block_on(PolicyServer::bind(address, options))
             .expect("the server listens");
         let address = server.address().expect("an address");
-        runtime.spawn(server.run(std::future::pending()));
+        let (stop, told) = oneshot::channel::<()>();
+        let running = runtime.spawn(server.run(async {
+            // It is told by a message, or never.
+            if told.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }));
         Self {
             runtime: Some(runtime),
+            running: Some((stop, running)),
             served,
             status,
             registry: Arc::new(registry),
@@ -82,6 +95,16 @@ impl Server {
     /// Serves this from now on.
     pub fn serve(&self, served: Served) {
         self.served.send_replace(Arc::new(served));
+    }
+
+    /// Tells it to stop, and waits until it has.
+    pub fn stop(mut self) {
+        let (stop, running) = self.running.take().expect("it stops once");
+        stop.send(()).expect("it runs");
+        let runtime = self.runtime.as_ref().expect("it runs");
+        let ended = runtime.block_on(async { timeout(Duration::from_secs(10), running).await });
+        let ended = ended.expect("it ends in time").expect("it does not panic");
+        ended.expect("it ends well");
     }
 
     /// The Envoys that are connected.
