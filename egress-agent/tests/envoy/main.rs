@@ -7,9 +7,11 @@ mod gateway;
 mod live;
 mod manifest;
 mod mesh;
+mod passthrough;
 #[path = "../support/policy_server.rs"]
 mod policy_server;
 mod story;
+mod tunnel;
 mod upstream;
 mod validate;
 mod world;
