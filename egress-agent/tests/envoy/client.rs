@@ -20,9 +20,12 @@ impl Answer {
     }
 }
 
-/// A TLS connection to the gateway.
-pub struct Connection {
-    stream: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+/// TLS to the gateway.
+pub type Session = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+/// A connection that takes requests.
+pub struct Connection<S = Session> {
+    stream: S,
 }
 
 impl Connection {
@@ -41,6 +44,12 @@ impl Connection {
             .expect("a handshake");
         let chain = self.stream.conn.peer_certificates().expect("a certificate");
         chain[0].to_vec()
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    pub fn over(stream: S) -> Self {
+        Self { stream }
     }
 
     pub fn ask(

@@ -12,7 +12,7 @@ use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
 use egress_agent::gateway::envoy::{Authorization, Bootstrap, files};
 use egress_agent::gateway::{
     Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
-    Problem, Request, Settings, SpiffeId, compile, decide_access, render,
+    Problem, Request, Settings, SpiffeId, compile, decide_access, decide_connection, render,
 };
 use egress_agent::policy_server::authz::Binding;
 use egress_agent::policy_server::{GatewayPod, Served};
@@ -337,6 +337,20 @@ impl Gateway {
         let leaf = self.identity(account);
         self.connect(Some(&leaf))
             .ask(method, authority, path, headers)
+    }
+
+    /// What [`decide_connection`] says to a connection for this server name.
+    pub fn decide_connection(&self, account: &str, sni: &str) -> Decision {
+        let gateway = ObjectName::new("istio-egress", "egress-vg");
+        let client = SpiffeId::new("cluster.local", "bookinfo", account).expect("an identity");
+        let connection = egress_agent::gateway::Connection {
+            gateway: &gateway,
+            listener: self.port,
+            client: &client,
+            client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            sni,
+        };
+        decide_connection(&self.policy, &connection)
     }
 
     /// What [`decide_access`] says to the same request.

@@ -8,9 +8,11 @@ mod live;
 mod manifest;
 mod mesh;
 #[allow(dead_code, reason = "each test crate uses its own part")]
+mod passthrough;
 #[path = "../support/policy_server.rs"]
 mod policy_server;
 mod story;
+mod tunnel;
 mod upstream;
 mod validate;
 mod world;

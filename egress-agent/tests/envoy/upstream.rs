@@ -1,8 +1,9 @@
 //! An outside server: HTTPS on loopback that answers with what it was asked.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::mesh::{Leaf, provider};
@@ -27,6 +28,23 @@ pub fn serve_tls(leaf: &Leaf) -> u16 {
 /// The same without TLS.
 pub fn serve_plain() -> u16 {
     serve(answer)
+}
+
+/// What [`serve_greeting`] says first.
+pub const GREETING: &str = "220 welcome\r\n";
+
+/// A server that speaks first, and keeps count of its connections.
+pub fn serve_greeting() -> (u16, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    let port = serve(move |mut stream| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        if stream.write_all(GREETING.as_bytes()).is_ok() {
+            // Until the client has enough.
+            let _ = io::copy(&mut stream, &mut io::sink());
+        }
+    });
+    (port, connections)
 }
 
 fn serve(handle: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {

@@ -1,6 +1,6 @@
 //! The kernel programs, loaded over maps of their own in a private bpffs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aya::maps::lpm_trie::Key;
@@ -48,7 +48,7 @@ impl Drop for Bpffs {
 
 pub struct Kernel {
     ebpf: Ebpf,
-    _bpffs: Bpffs,
+    bpffs: Bpffs,
 }
 
 impl Kernel {
@@ -64,8 +64,11 @@ impl Kernel {
             .expect("SALLYPORT_EBPF_OBJECT names the kernel object; `cargo xtask test` builds it");
         let object = std::fs::read(&object).expect("read the kernel object");
         let bpffs = Bpffs::mount();
+        // Where an agent pins them.
+        let pins = bpffs.0.join("sallyport/v1/maps");
+        std::fs::create_dir_all(&pins).expect("directories of a bpffs");
         let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(&bpffs.0)
+            .default_map_pin_directory(&pins)
             .load(&object)
             .expect("load the kernel object");
         for (name, program) in ebpf.programs_mut() {
@@ -77,12 +80,14 @@ impl Kernel {
             }
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         }
-        let mut kernel = Self {
-            ebpf,
-            _bpffs: bpffs,
-        };
+        let mut kernel = Self { ebpf, bpffs };
         kernel.configure(1, 0);
         kernel
+    }
+
+    /// Where the maps are pinned.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs.0
     }
 
     /// Sets the rate of events: at most `burst` at once, one more each `interval_ns`; 0 is never.

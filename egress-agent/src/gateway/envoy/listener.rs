@@ -20,6 +20,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_proxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::UpstreamConnectMode;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Struct, Value};
@@ -28,6 +29,9 @@ use super::pb::{address, ads, any, core, number, seconds, yes};
 use super::{Authorization, authz, cluster, forward, rbac, routes_name, tls};
 use crate::gateway::host::HostPattern;
 use crate::gateway::policy::{Listener, Passthrough, PassthroughRoute, Rules};
+
+/// Bytes of a client that wait until the outside is reached.
+const EARLY_DATA: u32 = 64 << 10;
 
 /// The listeners of one port: one for each family, so that a node without IPv6 keeps the other.
 pub(super) fn listeners(
@@ -171,6 +175,11 @@ fn tcp_proxy(stat_prefix: &str, cluster: String, route: &str, pattern: &HostPatt
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         idle_timeout: seconds(3600),
+        // The client is admitted at its first byte, not when it connects. By default the outside
+        // would be called before that, even for a client without a certificate, and what a server
+        // says first would reach who is refused.
+        upstream_connect_mode: UpstreamConnectMode::OnDownstreamData.into(),
+        max_early_data_bytes: number(EARLY_DATA),
         access_log: vec![log],
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
         ..TcpProxy::default()
