@@ -8,7 +8,7 @@ use egress_agent::compile::{self, Compiled, Hold};
 use egress_agent::index::{Index, Key, Object};
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
-use xtask::apiserver::Faults;
+use xtask::apiserver::{Fault, Faults};
 
 use super::history::{History, typed};
 use super::objects::NODE;
@@ -154,19 +154,14 @@ fn expected(history: &History) -> Index {
     index
 }
 
-async fn run(seed: u64) -> (usize, usize) {
+/// States that were told, and faults that happened.
+async fn run(seed: u64, faults: Faults) -> (usize, usize) {
     let mut history = History::new(seed);
     let mut follower = Follower::new(&history.api).await;
     follower.until("the first state", |f| f.changes > 0).await;
     let mut witness = Witness::default();
     witness.check(seed, &follower.index, &history);
-    history.api.set_faults(Faults {
-        seed,
-        per_mille: 60,
-        budget: 80,
-        kinds: Vec::new(),
-        delay: Duration::from_millis(20),
-    });
+    history.api.set_faults(Faults { seed, ..faults });
     for _ in 0..CHANGES {
         history.change();
         match history.random.below(40) {
@@ -238,7 +233,13 @@ async fn every_told_state_was_true_and_the_last_is() {
     let (first, runs) = (number("SALLYPORT_SEED", 1), number("SALLYPORT_SEEDS", 12));
     let (mut states, mut faults) = (0, 0);
     for seed in first..first + runs {
-        let (told, happened) = run(seed).await;
+        let some = Faults {
+            per_mille: 60,
+            budget: 80,
+            delay: Duration::from_millis(20),
+            ..Faults::default()
+        };
+        let (told, happened) = run(seed, some).await;
         states += told;
         faults += happened;
     }
@@ -248,4 +249,24 @@ async fn every_told_state_was_true_and_the_last_is() {
         states > 10 * runs && faults > 10 * runs,
         "{states} states, {faults} faults"
     );
+}
+
+/// Where every other watch has to list anew, from servers of which some are behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_is_never_older_than_what_was_told() {
+    log();
+    for seed in 101..107 {
+        let faults = Faults {
+            per_mille: 400,
+            budget: 400,
+            kinds: vec![Fault::Gone, Fault::EarlyEnd, Fault::Stale, Fault::Delay],
+            delay: Duration::from_millis(20),
+            ..Faults::default()
+        };
+        let (told, happened) = run(seed, faults).await;
+        assert!(
+            told > 10 && happened > 50,
+            "{told} states, {happened} faults"
+        );
+    }
 }
