@@ -144,7 +144,6 @@ fn follow(socket: &Path) -> Identities {
 
 #[tokio::test]
 async fn certificates_come_from_the_workload_api_and_outlive_its_restart() {
-    tracing_subscriber::fmt().init();
     let directory = tempfile::tempdir().expect("a directory");
     let socket: PathBuf = directory.path().join("api.sock");
     let authority = Authority::new("mesh");
@@ -171,9 +170,10 @@ async fn certificates_come_from_the_workload_api_and_outlive_its_restart() {
     let changed = timeout(Duration::from_secs(1), identities.changed()).await;
     assert!(changed.is_err());
 
+    // With the sender its streams end, as with the agent's process.
     serving.abort();
     let _ = serving.await;
-    news.send_replace(certificate(3000));
+    drop(news);
     let changed = timeout(Duration::from_secs(1), identities.changed()).await;
     assert!(changed.is_err(), "the last good one stands");
     assert_eq!(
@@ -183,6 +183,7 @@ async fn certificates_come_from_the_workload_api_and_outlive_its_restart() {
             .map(|it| it.not_after_seconds()),
         Some(second)
     );
+    let (news, _) = watch::channel(certificate(3000));
     let serving = serve(&socket, &news);
     let third = next(&mut identities).await;
     assert!((990..=1010).contains(&(third - second)), "{second} {third}");

@@ -66,6 +66,7 @@ impl Authority {
         // For clients that look at names of hosts.
         let host = Ia5String::try_from("policy.sallyport").expect("ASCII");
         params.subject_alt_names.push(SanType::DnsName(host));
+        params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.not_before = at(from);
         params.not_after = at(until);
