@@ -29,6 +29,10 @@ const STRANGER_TIME: Duration = Duration::from_secs(10);
 /// Handshakes at once, and those from one address: each costs a signature.
 const MAX_HANDSHAKES: usize = 64;
 const MAX_HANDSHAKES_FROM_ONE: usize = 8;
+/// The same for addresses of gateways, counted apart: nobody else's slow handshakes may keep them
+/// out, and an Envoy that starts connects with all its workers at once.
+const MAX_GATEWAY_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES_FROM_GATEWAY: usize = 64;
 /// How long a handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 /// How long to wait when the kernel can't give another connection.
@@ -101,6 +105,7 @@ pub async fn accept(
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        gateway_handshakes: Arc::new(Semaphore::new(MAX_GATEWAY_HANDSHAKES)),
         from_one: Mutex::default(),
         config: Mutex::default(),
     });
@@ -127,6 +132,7 @@ struct Doors {
     connections: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    gateway_handshakes: Arc<Semaphore>,
     from_one: Mutex<BTreeMap<IpAddr, usize>>,
     /// The configuration of the latest identity.
     config: Mutex<Option<(Arc<Identity>, TlsAcceptor)>>,
@@ -140,10 +146,16 @@ impl Doors {
         address: SocketAddr,
         taken: mpsc::Sender<io::Result<Connection>>,
     ) {
+        let ip = address.ip().to_canonical();
+        let (handshakes, from_one) = if self.gate.served.borrow().gateway_pods.contains_key(&ip) {
+            (&self.gateway_handshakes, MAX_HANDSHAKES_FROM_GATEWAY)
+        } else {
+            (&self.handshakes, MAX_HANDSHAKES_FROM_ONE)
+        };
         let connection = self.connections.clone().try_acquire_owned();
-        let handshake = self.handshakes.clone().try_acquire_owned();
+        let handshake = handshakes.clone().try_acquire_owned();
         let (Ok(connection), Ok(handshake), Some(turn)) =
-            (connection, handshake, Turn::take(&self, address.ip()))
+            (connection, handshake, Turn::take(&self, ip, from_one))
         else {
             self.gate
                 .watcher
@@ -242,13 +254,13 @@ struct Turn {
 }
 
 impl Turn {
-    fn take(doors: &Arc<Doors>, ip: IpAddr) -> Option<Self> {
+    fn take(doors: &Arc<Doors>, ip: IpAddr, most: usize) -> Option<Self> {
         let mut from_one = doors
             .from_one
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let count = from_one.entry(ip).or_default();
-        if *count >= MAX_HANDSHAKES_FROM_ONE {
+        if *count >= most {
             return None;
         }
         *count += 1;
@@ -329,6 +341,10 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.end.as_mut().poll(context).is_ready() {
+            // Who does not read what we write is not read from either.
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -27,6 +27,8 @@ const MAX_MESSAGE: usize = 256 << 10;
 const MAX_STREAMS: u32 = 512;
 /// All headers of one call, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
+/// From a call's headers to the beginning of its answer. Envoy waits less.
+const CALL_TIME: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is told to go after so long, so that certificates and authorities that have
@@ -118,6 +120,7 @@ impl PolicyServer {
         let serving = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADERS)
+            .timeout(CALL_TIME)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_connection_age(MAX_AGE)

@@ -48,7 +48,7 @@ pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Pu
         };
         publisher.bad(
             endpoint,
-            &format!("the SPIFFE Workload API does not answer: {trouble}"),
+            &format!("no certificate from the SPIFFE Workload API: {trouble}"),
         );
         tokio::select! {
             () = publisher_closed(&publisher) => return,
