@@ -26,8 +26,8 @@ pub(super) struct Args {
     /// The pod that asks
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pod: String,
-    /// What it wants: <https://host/path>, <http://host:port/path>, tcp://host:port,
-    /// udp://host:port or icmp://host
+    /// What it wants: `https://host/path`, `http://host:port/path`, `tcp://host:port`,
+    /// `udp://host:port` or `icmp://host`
     #[arg(long, value_name = "URL")]
     to: Target,
     /// Method of the request

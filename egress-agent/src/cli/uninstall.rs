@@ -14,6 +14,10 @@ use crate::datapath::pinned::{Pinned, PinnedError};
 /// The kernel frees programs a moment after their last user has gone.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Args {
     /// Don't ask
@@ -25,7 +29,7 @@ pub struct Args {
     /// Succeed where nothing is installed
     #[arg(long)]
     if_installed: bool,
-    /// The same, and then wait to be ended: for a DaemonSet, whose containers must not end by
+    /// The same, and then wait to be ended: for a `DaemonSet`, whose containers must not end by
     /// themselves
     #[arg(long)]
     stay: bool,
@@ -67,7 +71,7 @@ fn uninstall(globals: &Globals, args: Args, pinned: Pinned) -> Result<()> {
         ))?;
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
-    let removed = pinned.clone().remove()?;
+    let removed = pinned.remove()?;
     let left = wait_until_unloaded(&programs);
     print(globals, &view(&removed))?;
     if !left.is_empty() {

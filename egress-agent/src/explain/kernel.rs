@@ -128,6 +128,6 @@ impl PodView {
 }
 
 /// Whether a rule was named.
-pub fn named_rule(outcome: &Outcome) -> Option<u16> {
+pub fn named_rule(outcome: Outcome) -> Option<u16> {
     (outcome.rule != NO_RULE).then_some(outcome.rule)
 }

@@ -130,7 +130,7 @@ pub fn explain(evidence: &Evidence<'_>) -> Answer {
         .collect();
     answer.kernel.direct = direct
         .iter()
-        .map(|(address, outcome)| step(evidence, *address, target.port, outcome))
+        .map(|(address, outcome)| step(evidence, *address, target.port, *outcome))
         .collect();
     answer.kernel.to_gateways = to_gateways(evidence, view);
     judge(evidence, view, &direct, &mut answer);
@@ -163,12 +163,12 @@ fn to_gateways(evidence: &Evidence<'_>, view: &PodView) -> Vec<Step> {
     let ends = view.gateways().into_iter();
     ends.filter_map(|end| {
         let outcome = view.verdict(frame::Kind::Tcp, end.address, end.port)?;
-        Some(step(evidence, end.address, end.port, &outcome))
+        Some(step(evidence, end.address, end.port, outcome))
     })
     .collect()
 }
 
-fn step(evidence: &Evidence<'_>, address: IpAddr, port: u16, outcome: &Outcome) -> Step {
+fn step(evidence: &Evidence<'_>, address: IpAddr, port: u16, outcome: Outcome) -> Step {
     Step {
         destination: std::net::SocketAddr::new(address, port).to_string(),
         verdict: outcome.verdict.as_str(),

@@ -18,6 +18,8 @@ mod objects;
 #[allow(dead_code, reason = "each test crate uses its own part")]
 #[path = "../support/policy_server.rs"]
 mod policy_server;
+#[path = "../support/ports.rs"]
+mod ports;
 mod requests;
 #[allow(dead_code, reason = "each test crate uses its own part")]
 #[path = "../envoy/upstream.rs"]

@@ -20,6 +20,7 @@ use crate::http2::AnyName;
 use crate::mesh::{Authority, Leaf, client_config};
 use crate::objects::{self, GATEWAY, GATEWAY_ID, Ports};
 use crate::policy_server::{SERVER_ID, Server};
+use crate::ports::free_port;
 use crate::upstream;
 
 fn envoy_binary() -> PathBuf {
@@ -28,11 +29,6 @@ fn envoy_binary() -> PathBuf {
         "this test runs a real Envoy: run `cargo xtask tools` to get one, and set SALLYPORT_ENVOY \
          to its path (`cargo xtask test` does both)",
     )
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((GATEWAY, 0)).expect("a port of loopback");
-    listener.local_addr().expect("an address").port()
 }
 
 /// Puts what proves an identity where it is looked for, each file at once.

@@ -123,11 +123,7 @@ fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).expect("an object of its kind")
 }
 
-/// A port that nobody has.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port of loopback");
-    listener.local_addr().expect("an address").port()
-}
+pub use crate::ports::free_port;
 
 /// Who the gateway is.
 pub const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";

@@ -11,6 +11,8 @@ mod mesh;
 mod passthrough;
 #[path = "../support/policy_server.rs"]
 mod policy_server;
+#[path = "../support/ports.rs"]
+mod ports;
 mod story;
 mod tunnel;
 mod upstream;

@@ -25,13 +25,16 @@ pub fn server_id() -> SpiffeId {
     SpiffeId::parse(SERVER_ID).expect("an identity")
 }
 
+/// What tells it to stop, and what tells that it has.
+type Running = (
+    oneshot::Sender<()>,
+    JoinHandle<Result<(), tonic::transport::Error>>,
+);
+
 /// A server that ends with this value.
 pub struct Server {
     runtime: Option<Runtime>,
-    running: Option<(
-        oneshot::Sender<()>,
-        JoinHandle<Result<(), tonic::transport::Error>>,
-    )>,
+    running: Option<Running>,
     served: watch::Sender<Arc<Served>>,
     status: XdsStatus,
     registry: Arc<Registry>,

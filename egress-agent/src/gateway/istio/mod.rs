@@ -257,18 +257,18 @@ impl Writer<'_, '_> {
 
     fn host(&mut self, port: u16, pattern: &HostPattern, origins: Vec<Origin>) {
         let slug = format!("{port}-{pattern}");
-        self.push_all(&slug, pattern.to_string(), origins, false);
+        self.push_all(&slug, &pattern.to_string(), origins, false);
     }
 
     fn dry_run(&mut self) {
         if self.has_trial {
             let origins = std::mem::take(&mut self.trial);
             let what = "All rules as they would be with the dry-run entries";
-            self.push_all("dry-run", what.to_owned(), origins, true);
+            self.push_all("dry-run", what, origins, true);
         }
     }
 
-    fn push_all(&mut self, slug: &str, what: String, origins: Vec<Origin>, dry_run: bool) {
+    fn push_all(&mut self, slug: &str, what: &str, origins: Vec<Origin>, dry_run: bool) {
         let mut rest = origins.into_iter().peekable();
         for part in 1.. {
             if rest.peek().is_none() {
