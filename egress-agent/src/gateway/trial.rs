@@ -43,6 +43,12 @@ pub fn of_connection(policy: &GatewayPolicy, connection: &Connection<'_>) -> Vec
         .unwrap_or_default()
 }
 
+/// The port outside to which a connection is passed on; none if it is not.
+pub fn port_of_connection(policy: &GatewayPolicy, connection: &Connection<'_>) -> Option<u16> {
+    let route = find_passthrough(policy, connection).ok()?;
+    Some(route.port)
+}
+
 fn trials(rules: &Rules, failed: impl Fn(&Entry) -> Vec<&'static str>) -> Vec<Trial> {
     rules
         .entries()

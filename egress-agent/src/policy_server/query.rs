@@ -154,10 +154,18 @@ pub fn answer(served: &Served, question: &Question) -> PolicyAnswer {
                 let decision = decide_connection(&served.policy, &connection);
                 if decision.reason != AccessReason::UnknownHost {
                     let trials = trial::of_connection(&served.policy, &connection);
+                    let port = trial::port_of_connection(&served.policy, &connection);
                     let ask = format!("tls://{}", question.host);
-                    answer
-                        .ways
-                        .push(way(gateway, listener, ask, &decision, trials));
+                    let mut way = way(gateway, listener, ask, &decision, trials);
+                    if port.is_some_and(|port| port != question.port) {
+                        // A server name names no port: this way leads to another one.
+                        way.allowed = false;
+                        AccessReason::UnknownPort
+                            .as_str()
+                            .clone_into(&mut way.reason);
+                        way.object = None;
+                    }
+                    answer.ways.push(way);
                 }
             }
         }
@@ -314,4 +322,70 @@ pub fn ask(run_dir: &Path, question: &Question) -> io::Result<PolicyAnswer> {
     let mut line = String::new();
     std::io::BufReader::new(stream).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::gateway::host::HostPattern;
+    use crate::gateway::policy::{Gateway, Passthrough, PassthroughRoute, Rules};
+
+    /// `db.org` is passed on to port 5432, for everybody.
+    fn mk_served() -> Served {
+        let route = PassthroughRoute {
+            service: ObjectName::new("global", "db"),
+            host: None,
+            port: 5432,
+            rules: Rules::default(),
+        };
+        let pattern = HostPattern::parse("db.org").unwrap();
+        let passthrough = Passthrough {
+            served: Some(route),
+        };
+        let listener = Listener {
+            passthrough: BTreeMap::from([(pattern, passthrough)]),
+            ..Listener::default()
+        };
+        let gateway = Gateway {
+            listeners: BTreeMap::from([(8443, listener)]),
+        };
+        let mut served = Served::default();
+        served.policy.trust_domain = "cluster.local".to_owned();
+        let name = ObjectName::new("istio-egress", "vg");
+        served.policy.gateways.insert(name, gateway);
+        let account = PodAccount {
+            namespace: "bookinfo".to_owned(),
+            pod: "reviews-v1".to_owned(),
+            service_account: "reviews".to_owned(),
+        };
+        served.clients.insert([10, 1, 2, 3].into(), account);
+        served
+    }
+
+    #[test]
+    fn what_is_passed_on_leads_to_one_port() {
+        for (port, allowed, reason) in [(5432, true, "no-policy"), (443, false, "unknown-port")] {
+            let question = Question {
+                namespace: "bookinfo".to_owned(),
+                pod: "reviews-v1".to_owned(),
+                scheme: "https".to_owned(),
+                host: "db.org".to_owned(),
+                port,
+                method: "GET".to_owned(),
+                path: "/".to_owned(),
+                headers: Vec::new(),
+            };
+            let answer = answer(&mk_served(), &question);
+            let way = answer.ways.iter().find(|way| way.ask == "tls://db.org");
+            let way = way.expect("a way by server name");
+            assert_eq!(
+                (way.allowed, way.reason.as_str()),
+                (allowed, reason),
+                "{way:?}"
+            );
+            assert_eq!(way.service.as_deref(), Some("ExternalService/global/db"));
+        }
+    }
 }
