@@ -11,7 +11,7 @@ use xtask::apiserver::{ApiServer, own_definitions};
 
 use super::objects::{self, NODE};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Quick to try again, so that a test is.
 pub const PACE: Pace = Pace {
