@@ -132,6 +132,7 @@ where
                 Ok(listed) => listed,
                 Err(trouble) => {
                     let pause = wait.after(&trouble);
+                    tracing::debug!(event = "source_list_failed", watch = %self.watch, %trouble, ?pause);
                     absent = if trouble.is_absent() { absent + 1 } else { 0 };
                     if absent >= ABSENT {
                         self.tell(Report::Absent).await?;
@@ -170,6 +171,7 @@ where
                 End::Failed(trouble) => {
                     failures = if version == before { failures + 1 } else { 1 };
                     let pause = wait.after(&trouble);
+                    tracing::debug!(event = "source_resume_failed", watch = %self.watch, %trouble, ?pause);
                     let answered = trouble.is_answer();
                     self.tell(Report::Failing(trouble)).await?;
                     sleep(pause).await;
@@ -223,6 +225,7 @@ where
             request.list(params)
         };
         let request = request.map_err(kube::Error::BuildRequest)?;
+        tracing::trace!(event = "source_listing", watch = %self.watch);
         let text = timeout(ANSWER, self.client.request_text(request));
         let text = text.await.map_err(|_| Trouble::Silent(ANSWER))??;
         serde_json::from_str(&text).map_err(Trouble::Unreadable)
@@ -250,6 +253,7 @@ where
             Ok(request) => request,
             Err(error) => return Ok(failed(kube::Error::BuildRequest(error).into())),
         };
+        tracing::trace!(event = "source_watching", watch = %self.watch, %version);
         let client = self.client.clone();
         let events = timeout(ANSWER, client.request_events::<Value>(request));
         let events = match events.await {
