@@ -20,8 +20,6 @@ use crate::index::Key;
 
 /// Objects of one page of a list; as client-go.
 const PAGE: u32 = 500;
-/// A page, or the head of an answer, takes no longer.
-const ANSWER: Duration = Duration::from_mins(1);
 /// A list that runs out of its time (410) is begun anew so often in pages, then in one piece.
 const PAGED_TRIES: u32 = 3;
 /// So many failures in a row to go on where a watch broke off are enough to list again.
@@ -37,6 +35,9 @@ pub struct Pace {
     pub first: Duration,
     /// At most.
     pub longest: Duration,
+    /// A page of a list, or the head of an answer, takes no longer: a request that nobody answers is
+    /// made anew.
+    pub answer: Duration,
     /// The API server is asked to end a watch after so long.
     pub watch: Duration,
     /// A watch on which nothing comes for so long (the API server sends a bookmark each minute) is
@@ -49,6 +50,7 @@ impl Default for Pace {
         Self {
             first: Duration::from_millis(500),
             longest: Duration::from_secs(30),
+            answer: Duration::from_secs(30),
             watch: Duration::from_secs(290),
             silence: Duration::from_mins(2),
         }
@@ -226,8 +228,10 @@ where
         };
         let request = request.map_err(kube::Error::BuildRequest)?;
         tracing::trace!(event = "source_listing", watch = %self.watch);
-        let text = timeout(ANSWER, self.client.request_text(request));
-        let text = text.await.map_err(|_| Trouble::Silent(ANSWER))??;
+        let text = timeout(self.pace.answer, self.client.request_text(request));
+        let text = text
+            .await
+            .map_err(|_| Trouble::Silent(self.pace.answer))??;
         serde_json::from_str(&text).map_err(Trouble::Unreadable)
     }
 
@@ -255,11 +259,11 @@ where
         };
         tracing::trace!(event = "source_watching", watch = %self.watch, %version);
         let client = self.client.clone();
-        let events = timeout(ANSWER, client.request_events::<Value>(request));
+        let events = timeout(self.pace.answer, client.request_events::<Value>(request));
         let events = match events.await {
             Ok(Ok(events)) => events,
             Ok(Err(error)) => return Ok(failed(error.into())),
-            Err(_) => return Ok(failed(Trouble::Silent(ANSWER))),
+            Err(_) => return Ok(failed(Trouble::Silent(self.pace.answer))),
         };
         let mut events: BoxStream<'_, kube::Result<WatchEvent<Value>>> = events.boxed();
         self.tell(Report::Connected).await?;
