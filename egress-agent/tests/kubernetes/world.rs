@@ -17,6 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub const PACE: Pace = Pace {
     first: Duration::from_millis(10),
     longest: Duration::from_millis(200),
+    answer: Duration::from_secs(3),
     watch: Duration::from_secs(30),
     silence: Duration::from_secs(2),
 };
