@@ -21,9 +21,9 @@ use crate::istiod::translate;
 use crate::mesh::{Authority, Leaf, client_config};
 use crate::policy_server::{SERVER_ID, Server};
 
-const WORLDS: usize = 24;
-const REQUESTS: usize = 100;
-const CONNECTIONS: usize = 14;
+const WORLDS: usize = 16;
+const REQUESTS: usize = 80;
+const CONNECTIONS: usize = 8;
 const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
 /// `ghost` has no service account; the last is of another trust domain.
 const CLIENTS: [&str; 5] = [
@@ -157,7 +157,8 @@ impl Clients {
         let mut stream = rustls::StreamOwned::new(session, stream);
         let mut answer = [0; 6];
         let result = stream
-            .write_all(b"x")
+            // Where the name leads to requests this is a bad one.
+            .write_all(b"x\r\n\r\n")
             .and_then(|()| stream.flush())
             .and_then(|()| stream.read_exact(&mut answer));
         match result {
@@ -232,7 +233,8 @@ fn native_policy_and_the_policy_server_agree() {
             count(match native.0 {
                 200 => "allowed",
                 403 => "denied",
-                400 => "no request for Envoy",
+                // Before any filter: `OPTIONS *`, for one, is 404.
+                400 | 404 => "no request for Envoy",
                 other => panic!("status {other} for {asked:?}: {}", envoy.log()),
             });
             if let Some(would) = check.1 {
