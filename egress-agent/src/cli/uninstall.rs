@@ -36,7 +36,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<()> {
         Err(PinnedError::NotInstalled { root, .. }) if args.if_installed || args.stay => {
             eprintln!("nothing is installed at {}", root.display());
         }
-        pinned => uninstall(globals, args, &pinned?)?,
+        pinned => uninstall(globals, args, pinned?)?,
     }
     if args.stay {
         wait_for_the_end()?;
@@ -54,7 +54,7 @@ fn wait_for_the_end() -> Result<()> {
     Ok(())
 }
 
-fn uninstall(globals: &Globals, args: Args, pinned: &Pinned) -> Result<()> {
+fn uninstall(globals: &Globals, args: Args, pinned: Pinned) -> Result<()> {
     if agent::read(&globals.run_dir).running && !args.force {
         bail!("the agent runs and would put everything back: stop it first, or use --force");
     }
