@@ -9,6 +9,7 @@ pub mod checks;
 pub mod cmd;
 pub mod crds;
 pub mod demo;
+pub mod deploy;
 pub mod ebpf;
 pub mod node;
 pub mod test;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, binaries, checks, crds, demo, node, test, tools, workspace::Workspace};
+use xtask::{bench, binaries, checks, crds, demo, deploy, node, test, tools, workspace::Workspace};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -28,6 +28,8 @@ enum Verb {
     Demo(demo::Args),
     /// Write the definitions of Sallyport's kinds to deploy/crds
     Crds(crds::Args),
+    /// Write plain manifests, rendered from the chart, to deploy/kustomize
+    Manifests(deploy::Args),
     /// Check formatting and lints
     Lint(checks::Args),
     /// Run every check and test there is
@@ -64,6 +66,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
         Verb::Tools => tools::run(&workspace).map(|()| true),
         Verb::Crds(args) => crds::run(&workspace, args),
+        Verb::Manifests(args) => deploy::run(&workspace, args),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),

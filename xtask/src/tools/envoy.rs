@@ -99,7 +99,7 @@ fn make_executable(binary: &std::path::Path) -> Result<()> {
 }
 
 /// The first Python that has pip: one on `PATH`, else the distribution's.
-fn python_with_pip() -> Option<PathBuf> {
+pub(super) fn python_with_pip() -> Option<PathBuf> {
     find_program("python3")
         .into_iter()
         .chain([PathBuf::from("/usr/bin/python3")])

@@ -4,6 +4,7 @@
 pub mod bpf_linker;
 mod debian;
 pub mod envoy;
+pub mod helm;
 mod install;
 pub mod preflight;
 pub mod rust_src;
