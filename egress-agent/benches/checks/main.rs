@@ -22,6 +22,8 @@ mod pki;
 #[path = "../../tests/support/policy_server.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod policy_server;
+#[path = "../../tests/support/ports.rs"]
+mod ports;
 mod server;
 #[path = "../../tests/envoy/upstream.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]

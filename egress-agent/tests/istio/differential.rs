@@ -257,7 +257,13 @@ fn native_policy_and_the_policy_server_agree() {
         }
     }
     println!("seed {seed}: {WORLDS} worlds, verdicts: {seen:?}");
-    for what in ["allowed", "denied", "passed on", "not passed on", "would be allowed"] {
+    for what in [
+        "allowed",
+        "denied",
+        "passed on",
+        "not passed on",
+        "would be allowed",
+    ] {
         assert!(seen.contains_key(what), "nothing was `{what}`: {seen:?}");
     }
 }
