@@ -113,7 +113,7 @@ fn needs_root_explain_says_what_the_programs_do() {
                         assert_eq!(view.source(destination), None, "{destination}");
                         continue;
                     };
-                    let end = compare(&kernel, &pod, &view, (kind, destination, port), &outcome);
+                    let end = compare(&kernel, &pod, &view, (kind, destination, port), outcome);
                     *ends.entry(end).or_default() += 1;
                 }
             }
@@ -142,7 +142,7 @@ fn compare(
     pod: &Endpoint,
     view: &PodView,
     (kind, destination, port): (Kind, IpAddr, u16),
-    outcome: &egress_common::decide::Outcome,
+    outcome: egress_common::decide::Outcome,
 ) -> (Verdict, Reason) {
     let source = view.source(destination).expect("an address of that family");
     let frame = frame::frame(kind, source, destination, port).expect("of one family");

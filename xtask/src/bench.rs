@@ -1,36 +1,58 @@
-//! The `bench` verb: what the kernel programs cost a packet.
+//! The `bench` verb: what the kernel programs cost a packet, and the policy server a request.
 //!
-//! The kernel does the measuring (`BPF_PROG_TEST_RUN`), so the benchmark itself needs no optimised
-//! build.
+//! Packets are measured by the kernel (`BPF_PROG_TEST_RUN`), so that benchmark itself needs no
+//! optimised build; the other does.
 
 use anyhow::Result;
 
-use crate::{cmd::Cmd, ebpf, tools::preflight, workspace::Workspace};
+use crate::{
+    cmd::Cmd,
+    ebpf,
+    tools::{envoy, preflight},
+    workspace::Workspace,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print the figures as JSON
+    /// Print the figures as JSON, one document for each benchmark
     #[arg(long)]
     pub json: bool,
+    /// Only one of them
+    #[arg(long, value_enum)]
+    pub only: Option<Bench>,
 }
 
-/// Builds the kernel object and runs the benchmark over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bench {
+    /// The kernel programs
+    Packet,
+    /// The policy server, and gateways that ask it
+    Checks,
+}
+
+/// Builds what the benchmarks need and runs them.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    preflight::check("bench")?;
-    let object = ebpf::build(workspace)?;
+    if args.only != Some(Bench::Checks) {
+        preflight::check("bench")?;
+        let object = ebpf::build(workspace)?;
+        cargo_bench(workspace, args, "packet", &["--profile", "dev"])
+            .env("SALLYPORT_EBPF_OBJECT", &object)
+            .run()?;
+    }
+    if args.only != Some(Bench::Packet) {
+        let envoy = envoy::ensure(workspace)?;
+        cargo_bench(workspace, args, "checks", &[])
+            .env("SALLYPORT_ENVOY", &envoy)
+            .run()?;
+    }
+    Ok(())
+}
+
+fn cargo_bench(workspace: &Workspace, args: &Args, name: &str, options: &[&str]) -> Cmd {
     Cmd::new("cargo")
-        .args([
-            "bench",
-            "--profile",
-            "dev",
-            "--package",
-            "egress-agent",
-            "--bench",
-            "packet",
-            "--",
-        ])
+        .arg("bench")
+        .args(options)
+        .args(["--package", "egress-agent", "--bench", name, "--"])
         .args(args.json.then_some("--json"))
         .current_dir(&workspace.root)
-        .env("SALLYPORT_EBPF_OBJECT", &object)
-        .run()
 }

@@ -2,6 +2,7 @@
 //! in step. While a pass runs, changes gather; the next sees them all at once.
 
 mod core;
+pub mod gateway_status;
 mod gateways;
 mod options;
 mod own_pod;
@@ -28,6 +29,8 @@ pub use run_dir::{Ready, RunDir};
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};
 use crate::node::{Kubepods, Scout, Watcher};
+use crate::policy_server::xds::XdsStatus;
+use crate::source::kubernetes;
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
 
@@ -70,10 +73,17 @@ pub async fn run(options: Options) -> Result<()> {
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
+    let status = XdsStatus::default();
+    if options.source == Source::Kubernetes && options.policy_address.is_some() {
+        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+        let node = options.node_name.clone();
+        tasks.spawn(gateway_status::follow(client, node, status.follow()));
+    }
     let policy_server = policy::serve(
         &options,
         run_dir.path(),
         gateways.served(),
+        status,
         metrics.policy(),
         &mut tasks,
     )?;

@@ -35,11 +35,11 @@ pub fn serve(
     options: &Options,
     run_dir: &Path,
     served: watch::Receiver<Arc<Served>>,
+    status: XdsStatus,
     metrics: &PolicyMetrics,
     tasks: &mut JoinSet<()>,
 ) -> Result<Stop> {
     let mut stop = Stop::default();
-    let status = XdsStatus::default();
     let socket = QuerySocket::bind(run_dir, served.clone(), status.clone())
         .with_context(|| format!("can't make {}/{}", run_dir.display(), query::FILE))?;
     tasks.spawn(socket.run());

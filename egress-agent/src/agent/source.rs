@@ -38,7 +38,8 @@ pub async fn open(options: &Options, tasks: &mut JoinSet<()>) -> Result<Updates>
             let settings = kubernetes::Settings {
                 node: options.node_name.clone(),
                 cluster: options.cluster_name.clone(),
-                clients: true,
+                // Whose address it is only the policy server asks.
+                clients: options.policy_address.is_some(),
                 pace: Pace::default(),
             };
             let (source, updates) = Kubernetes::new(client, settings);

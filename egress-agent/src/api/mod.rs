@@ -15,7 +15,7 @@ pub mod virtual_gateway;
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
 pub use external_service::{ExternalService, ExternalServiceSpec};
 pub use lockdown::{EgressLockdown, EgressLockdownSpec};
-pub use status::{EgressNode, EgressNodeSpec, LockdownStatus, PolicyStatus};
+pub use status::{EgressNode, EgressNodeSpec, GatewayStatus, LockdownStatus, PolicyStatus};
 pub use virtual_gateway::{VirtualGateway, VirtualGatewaySpec};
 
 use std::collections::BTreeMap;

@@ -107,6 +107,66 @@ pub struct PolicyStatus {
     pub unsupported: Vec<Finding>,
 }
 
+/// Status of a `VirtualGateway`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(default)]
+pub struct GatewayStatus {
+    /// The generation that this status tells of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Accepted`, `Realized`, `Supported`, `Programmed`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+    pub nodes: NodeCounts,
+    /// What of it is refused or ignored, the first few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = MAX_FINDINGS))]
+    pub unsupported: Vec<Finding>,
+    /// The Envoys that get their configuration from Sallyport. Each is written by the agent that it
+    /// is connected to, and by no other.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "maxItems" = 256,
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name"],
+    ))]
+    pub envoys: Vec<Envoy>,
+}
+
+/// An Envoy, and what it made of its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Envoy {
+    /// As Envoy names itself; the name of its pod.
+    #[schemars(required, length(max = 253))]
+    pub name: String,
+    /// Node whose agent it is connected to.
+    pub agent: String,
+    /// It took everything it was sent.
+    pub programmed: bool,
+    /// State of policy that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// What it refused; what it had before stands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 8))]
+    pub rejected: Vec<RejectedConfiguration>,
+}
+
+/// Configuration that an Envoy refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RejectedConfiguration {
+    /// `Listener`, `Cluster`, `RouteConfiguration` or `Secret`.
+    pub kind: String,
+    /// State of policy that was refused.
+    pub revision: String,
+    /// Envoy's words.
+    pub message: String,
+}
+
 /// As many findings as a status tells.
 pub const MAX_FINDINGS: usize = 32;
 
@@ -292,6 +352,14 @@ read_leniently!(PolicyStatus, ReadPolicyStatus {
     conditions: Vec<Condition>,
     nodes: NodeCounts,
     unsupported: Vec<Finding>,
+});
+
+read_leniently!(GatewayStatus, ReadGatewayStatus {
+    observed_generation: Option<i64>,
+    conditions: Vec<Condition>,
+    nodes: NodeCounts,
+    unsupported: Vec<Finding>,
+    envoys: Vec<Envoy>,
 });
 
 #[cfg(test)]

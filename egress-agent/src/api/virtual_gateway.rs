@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::{self, rule_at};
-use super::status::PolicyStatus;
+use super::status::GatewayStatus;
 use super::{ObjectSelector, Unsupported};
 
 /// An egress gateway.
@@ -23,7 +23,7 @@ use super::{ObjectSelector, Unsupported};
     doc = "An egress gateway: which pods it is, and what it listens for.",
     shortname = "spvg",
     category = "sallyport",
-    status = "PolicyStatus",
+    status = "GatewayStatus",
     printcolumn(
         name = "Ports",
         type_ = "string",
@@ -44,6 +44,12 @@ use super::{ObjectSelector, Unsupported};
         type_ = "integer",
         json_path = ".status.nodes.realized",
         description = "Nodes that have realized this generation"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.envoys[*].programmed",
+        description = "Whether its Envoys took everything"
     ),
     printcolumn(
         name = "Age",

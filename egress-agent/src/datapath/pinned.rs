@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use egress_common::event::Event;
 use egress_common::maps::{
     Config, Count, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
@@ -175,10 +175,11 @@ impl Pinned {
 
     pub fn map_facts(&self, map: &str) -> Result<MapFacts, PinnedError> {
         let path = self.root.join("maps").join(map);
-        let info = MapInfo::from_pin(path).map_err(failed(map, "look at"))?;
+        // By its pin, not by its number, for which CAP_SYS_ADMIN is asked.
+        let data = MapData::from_pin(path).map_err(failed(map, "look at"))?;
+        let info = data.info().map_err(failed(map, "look at"))?;
         let kind = info.map_type().map_err(failed(map, "look at"))?;
-        let fd = info.fd().map_err(failed(map, "look at"))?;
-        let described = describe(fd.as_fd().as_raw_fd()).unwrap_or_default();
+        let described = describe(data.fd().as_fd().as_raw_fd()).unwrap_or_default();
         Ok(MapFacts {
             kind: snake(&format!("{kind:?}")),
             key_size: info.key_size(),

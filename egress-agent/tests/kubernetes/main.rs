@@ -2,6 +2,7 @@
 
 mod converge;
 mod faults;
+mod gateway_status;
 mod history;
 mod objects;
 mod source;

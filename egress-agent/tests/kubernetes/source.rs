@@ -1,7 +1,7 @@
 //! What is read, and when it is told.
 
 use serde_json::json;
-use xtask::apiserver::gloo_definitions;
+use xtask::apiserver::{definition, gloo_definitions};
 
 use super::objects::{self, NODE, gloo};
 use super::world::{Follower, cluster};
@@ -120,6 +120,28 @@ async fn gloos_kinds_are_read_while_they_are_defined() {
     api.apply(&gloo(objects::gateway("istio-egress", "out", "gloo")))
         .unwrap();
     follower.until("Gloo's object once more", is("gloo")).await;
+}
+
+#[tokio::test]
+async fn a_definition_without_our_version_holds_up_nothing() {
+    let api = cluster();
+    let group = "networking.gloo.solo.io";
+    for version in ["v1", "v2"] {
+        let other = definition(group, version, "virtualgateways", "VirtualGateway", true);
+        api.apply(&other).unwrap();
+        if version == "v1" {
+            let mut follower = Follower::new(&api).await;
+            follower.until("the first state", |f| f.changes > 0).await;
+            follower
+                .until("all else is well", |f| f.health.connected)
+                .await;
+        }
+    }
+    api.apply(&gloo(objects::gateway("istio-egress", "out", "gloo")))
+        .unwrap();
+    let mut follower = Follower::new(&api).await;
+    follower.until("the first state", |f| f.changes > 0).await;
+    assert_eq!(follower.index.virtual_gateways().len(), 1);
 }
 
 #[tokio::test]

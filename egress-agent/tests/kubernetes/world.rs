@@ -11,12 +11,13 @@ use xtask::apiserver::{ApiServer, own_definitions};
 
 use super::objects::{self, NODE};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Quick to try again, so that a test is.
 pub const PACE: Pace = Pace {
     first: Duration::from_millis(10),
     longest: Duration::from_millis(200),
+    answer: Duration::from_secs(3),
     watch: Duration::from_secs(30),
     silence: Duration::from_secs(2),
 };

@@ -59,7 +59,10 @@ pub struct Client {
 
 impl Client {
     pub async fn new(stream: TlsStream<TcpStream>) -> Result<Self, h2::Error> {
-        Self::with(stream, &Builder::new()).await
+        let mut settings = Builder::new();
+        // Many short answers that wait for a busy client are no attack on it.
+        settings.data_frame_budget(1 << 30);
+        Self::with(stream, &settings).await
     }
 
     pub async fn with(stream: TlsStream<TcpStream>, settings: &Builder) -> Result<Self, h2::Error> {
@@ -81,11 +84,7 @@ impl Client {
         let (response, mut stream) = send.send_request(head(path), false)?;
         // Sends no more than the server has room for.
         let mut rest = body;
-        loop {
-            if rest.is_empty() {
-                stream.send_data(Bytes::new(), true)?;
-                break;
-            }
+        while !rest.is_empty() {
             stream.reserve_capacity(rest.len());
             let room = std::future::poll_fn(|context| stream.poll_capacity(context)).await;
             let Some(room) = room.transpose()? else {
@@ -93,7 +92,8 @@ impl Client {
                 break;
             };
             let part = rest.split_to(room.min(rest.len()));
-            if stream.send_data(part, false).is_err() {
+            let ended = rest.is_empty();
+            if stream.send_data(part, ended).is_err() || ended {
                 break;
             }
         }

@@ -16,6 +16,7 @@ pub struct Request {
     pub path: String,
     pub query: BTreeMap<String, String>,
     pub accept: String,
+    pub content_type: String,
     pub body: Vec<u8>,
 }
 
@@ -65,6 +66,7 @@ impl Request {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             match name.to_ascii_lowercase().as_str() {
                 "accept" => value.trim().clone_into(&mut request.accept),
+                "content-type" => value.trim().clone_into(&mut request.content_type),
                 "content-length" => length = value.trim().parse().map_err(io::Error::other)?,
                 _ => {}
             }

@@ -1,6 +1,6 @@
 //! The objects, by collection, with what happened to them since some version.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct Store {
     forgotten: u64,
     collections: BTreeMap<String, BTreeMap<Key, Arc<Value>>>,
     changes: VecDeque<Change>,
+    /// Names of list entries by what applied them: collection, object, field manager.
+    owned: BTreeMap<(String, Key, String), BTreeSet<String>>,
 }
 
 /// Why a change was not made: HTTP status, reason, message.
@@ -41,6 +43,7 @@ impl Default for Store {
             forgotten: 1000,
             collections: BTreeMap::new(),
             changes: VecDeque::new(),
+            owned: BTreeMap::new(),
         }
     }
 }
@@ -128,6 +131,17 @@ impl Store {
     pub fn compact(&mut self) {
         self.forgotten = self.version;
         self.changes.clear();
+    }
+
+    /// Names of the list entries that a field manager has applied to an object.
+    pub fn owned(&self, resource: &Resource, key: &Key, manager: &str) -> BTreeSet<String> {
+        let place = (resource.collection(), key.clone(), manager.to_owned());
+        self.owned.get(&place).cloned().unwrap_or_default()
+    }
+
+    pub fn own(&mut self, resource: &Resource, key: &Key, manager: &str, names: BTreeSet<String>) {
+        let place = (resource.collection(), key.clone(), manager.to_owned());
+        self.owned.insert(place, names);
     }
 
     /// Makes the object or puts it in place of the one that is there.

@@ -18,6 +18,9 @@ pub(super) fn write(store: &mut Store, request: &Request, target: &Target) -> Re
             .ok_or_else(|| missing(target, &key)),
         "DELETE" => store.delete(&target.resource, &key),
         method => match serde_json::from_slice(&request.body) {
+            Ok(body) if request.content_type.contains("apply-patch") => {
+                apply(store, request, target, &key, body)
+            }
             Ok(body) => change(store, method, target, &key, body),
             Err(error) => Err((400, "BadRequest", error.to_string())),
         },
@@ -90,6 +93,46 @@ fn change(
         }
     };
     store.put(resource, object)
+}
+
+/// Server-side apply, as far as agents use it: fields are merged, and in the list `envoys` of a
+/// status, which is a map by `name`, each manager's entries are its own. Those that it does not name
+/// any more are gone.
+fn apply(
+    store: &mut Store,
+    request: &Request,
+    target: &Target,
+    key: &Key,
+    mut body: Value,
+) -> Result<std::sync::Arc<Value>, Refused> {
+    let Some(manager) = request.parameter("fieldManager").map(str::to_owned) else {
+        return Err((400, "BadRequest", "fieldManager is required".to_owned()));
+    };
+    let old = store.get(&target.resource, key).cloned();
+    let list = body["status"]["envoys"].take();
+    if let (Some(old), Value::Array(named)) = (&old, list) {
+        let names = |list: &[Value]| -> std::collections::BTreeSet<String> {
+            let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
+            list.iter().filter_map(name).collect()
+        };
+        let owned = store.owned(&target.resource, key, &manager);
+        let now = names(&named);
+        let others = old["status"]["envoys"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let mut entries: Vec<Value> = others
+            .into_iter()
+            .filter(|entry| {
+                let name = entry["name"].as_str().unwrap_or_default();
+                !owned.contains(name) && !now.contains(name)
+            })
+            .collect();
+        entries.extend(named);
+        body["status"]["envoys"] = Value::Array(entries);
+        store.own(&target.resource, key, &manager, now);
+    }
+    change(store, "PATCH", target, key, body)
 }
 
 /// A merge patch (RFC 7386).

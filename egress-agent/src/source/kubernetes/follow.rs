@@ -20,8 +20,6 @@ use crate::index::Key;
 
 /// Objects of one page of a list; as client-go.
 const PAGE: u32 = 500;
-/// A page, or the head of an answer, takes no longer.
-const ANSWER: Duration = Duration::from_mins(1);
 /// A list that runs out of its time (410) is begun anew so often in pages, then in one piece.
 const PAGED_TRIES: u32 = 3;
 /// So many failures in a row to go on where a watch broke off are enough to list again.
@@ -37,6 +35,9 @@ pub struct Pace {
     pub first: Duration,
     /// At most.
     pub longest: Duration,
+    /// A page of a list, or the head of an answer, takes no longer: a request that nobody answers is
+    /// made anew.
+    pub answer: Duration,
     /// The API server is asked to end a watch after so long.
     pub watch: Duration,
     /// A watch on which nothing comes for so long (the API server sends a bookmark each minute) is
@@ -49,6 +50,7 @@ impl Default for Pace {
         Self {
             first: Duration::from_millis(500),
             longest: Duration::from_secs(30),
+            answer: Duration::from_secs(30),
             watch: Duration::from_secs(290),
             silence: Duration::from_mins(2),
         }
@@ -132,6 +134,7 @@ where
                 Ok(listed) => listed,
                 Err(trouble) => {
                     let pause = wait.after(&trouble);
+                    tracing::debug!(event = "source_list_failed", watch = %self.watch, %trouble, ?pause);
                     absent = if trouble.is_absent() { absent + 1 } else { 0 };
                     if absent >= ABSENT {
                         self.tell(Report::Absent).await?;
@@ -170,6 +173,7 @@ where
                 End::Failed(trouble) => {
                     failures = if version == before { failures + 1 } else { 1 };
                     let pause = wait.after(&trouble);
+                    tracing::debug!(event = "source_resume_failed", watch = %self.watch, %trouble, ?pause);
                     let answered = trouble.is_answer();
                     self.tell(Report::Failing(trouble)).await?;
                     sleep(pause).await;
@@ -223,8 +227,11 @@ where
             request.list(params)
         };
         let request = request.map_err(kube::Error::BuildRequest)?;
-        let text = timeout(ANSWER, self.client.request_text(request));
-        let text = text.await.map_err(|_| Trouble::Silent(ANSWER))??;
+        tracing::trace!(event = "source_listing", watch = %self.watch);
+        let text = timeout(self.pace.answer, self.client.request_text(request));
+        let text = text
+            .await
+            .map_err(|_| Trouble::Silent(self.pace.answer))??;
         serde_json::from_str(&text).map_err(Trouble::Unreadable)
     }
 
@@ -250,12 +257,13 @@ where
             Ok(request) => request,
             Err(error) => return Ok(failed(kube::Error::BuildRequest(error).into())),
         };
+        tracing::trace!(event = "source_watching", watch = %self.watch, %version);
         let client = self.client.clone();
-        let events = timeout(ANSWER, client.request_events::<Value>(request));
+        let events = timeout(self.pace.answer, client.request_events::<Value>(request));
         let events = match events.await {
             Ok(Ok(events)) => events,
             Ok(Err(error)) => return Ok(failed(error.into())),
-            Err(_) => return Ok(failed(Trouble::Silent(ANSWER))),
+            Err(_) => return Ok(failed(Trouble::Silent(self.pace.answer))),
         };
         let mut events: BoxStream<'_, kube::Result<WatchEvent<Value>>> = events.boxed();
         self.tell(Report::Connected).await?;

@@ -1,0 +1,189 @@
+//! What an answer of the policy server costs, and what asking it costs a gateway. All in one run;
+//! `cargo xtask bench` builds what it needs and runs it; `-- --json` prints it for machines.
+
+#[path = "../../tests/envoy/client.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod client;
+#[path = "../../tests/envoy/gateway.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod gateway;
+mod gateways;
+#[path = "../../tests/support/grpc.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod grpc;
+mod load;
+#[path = "../../tests/envoy/mesh.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod mesh;
+mod objects;
+#[path = "../../tests/support/pki.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod pki;
+#[path = "../../tests/support/policy_server.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod policy_server;
+#[path = "../../tests/support/ports.rs"]
+mod ports;
+mod server;
+#[path = "../../tests/envoy/upstream.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod upstream;
+#[path = "../../tests/envoy/world.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod world;
+
+use std::time::Duration;
+
+/// Checks per second of the server's CPU time.
+const PER_CORE: f64 = 15_000.0;
+/// At half of that, 99 of 100 answers come within this.
+const P99: Duration = Duration::from_millis(1);
+/// Throughput of a gateway that asks, over that of one with the rules inside.
+const RATIO: f64 = 0.7;
+
+/// One figure.
+struct Row {
+    what: String,
+    value: f64,
+    unit: &'static str,
+    target: Option<Target>,
+}
+
+#[derive(Clone, Copy)]
+enum Target {
+    AtLeast(f64),
+    Below(f64),
+}
+
+impl Row {
+    fn new(what: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self {
+            what: what.into(),
+            value,
+            unit,
+            target: None,
+        }
+    }
+
+    fn with(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    fn verdict(&self) -> String {
+        match self.target {
+            Some(Target::AtLeast(least)) if self.value >= least => format!(">= {least} ok"),
+            Some(Target::AtLeast(least)) => format!(">= {least} MISSED"),
+            Some(Target::Below(most)) if self.value < most => format!("< {most} ok"),
+            Some(Target::Below(most)) => format!("< {most} MISSED"),
+            None => String::new(),
+        }
+    }
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    if server::serve_if_asked() {
+        return;
+    }
+    let json = std::env::args().any(|argument| argument == "--json");
+    let server = server::Process::start();
+    let figures = load::run(&server);
+    drop(server);
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let rate = load::RATE;
+    let mut rows = vec![
+        Row::new(
+            "checks per second of the server's CPU",
+            figures.per_core,
+            "/s",
+        )
+        .with(Target::AtLeast(PER_CORE)),
+        Row::new(
+            "checks per second, as fast as it goes",
+            figures.at_most,
+            "/s",
+        ),
+        Row::new(
+            format!("median answer at {rate} checks/s"),
+            micros(figures.p50),
+            "µs",
+        ),
+        Row::new(
+            format!("99 of 100 answers at {rate} checks/s"),
+            micros(figures.p99),
+            "µs",
+        )
+        .with(Target::Below(micros(P99))),
+        Row::new(
+            format!("checks asked at {rate} checks/s"),
+            figures.kept,
+            "/s",
+        ),
+        Row::new(
+            format!("server's CPU at {rate} checks/s"),
+            100.0 * figures.busy,
+            "% of a core",
+        ),
+    ];
+    if std::env::var_os("SALLYPORT_ENVOY").is_some() {
+        let through = gateways::run();
+        rows.extend([
+            Row::new(
+                "requests through Envoy with rules inside",
+                through.rbac,
+                "/s",
+            ),
+            Row::new("requests through Envoy that asks", through.ext_authz, "/s"),
+            Row::new("the latter over the former", through.ratio, "").with(Target::AtLeast(RATIO)),
+        ]);
+    }
+    print(json, &rows);
+}
+
+fn print(json: bool, rows: &[Row]) {
+    if json {
+        let figures: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let (least, most) = match row.target {
+                    Some(Target::AtLeast(least)) => (Some(least), None),
+                    Some(Target::Below(most)) => (None, Some(most)),
+                    None => (None, None),
+                };
+                serde_json::json!({
+                    "figure": row.what, "value": row.value, "unit": row.unit,
+                    "at_least": least, "below": most,
+                })
+            })
+            .collect();
+        println!(
+            "{:#}",
+            serde_json::json!({
+                "policies": objects::POLICIES, "service_accounts": objects::ACCOUNTS,
+                "figures": figures,
+            })
+        );
+        return;
+    }
+    println!(
+        "{} AccessPolicies, {} ServiceAccounts; mutual TLS 1.3; medians of rounds\n",
+        objects::POLICIES,
+        objects::ACCOUNTS
+    );
+    println!("{:<44} {:>12} {:<12} TARGET", "FIGURE", "VALUE", "");
+    for row in rows {
+        let digits = if row.value < 10.0 { 2 } else { 0 };
+        println!(
+            "{:<44} {:>12.digits$} {:<12} {}",
+            row.what,
+            row.value,
+            row.unit,
+            row.verdict()
+        );
+    }
+}
