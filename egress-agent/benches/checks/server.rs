@@ -35,7 +35,7 @@ pub struct Process {
     /// Of the gateway that asks.
     pub gateway: Identity,
     clock: ClockId,
-    process: Child,
+    child: Child,
     _certs: tempfile::TempDir,
 }
 
@@ -63,7 +63,7 @@ impl Process {
             address,
             gateway: authority.sign(&[GATEWAY_ID]).identity(&[&authority]),
             clock: ClockId::pid_cpu_clock_id(id).expect("its clock"),
-            process,
+            child: process,
             _certs: certs,
         }
     }
@@ -76,7 +76,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -119,34 +119,29 @@ impl Clients {
 
     fn ask(&mut self, port: u16, client: usize, request: &Request) -> Verdict {
         for _ in 0..2 {
-            let mut connection = match self.open.remove(&(port, client)) {
-                Some(connection) => connection,
-                None => {
-                    let (session, stream) = self.session(port, client, "gateway.test");
-                    Connection::new(session, stream)
-                }
-            };
+            let standing = self.open.remove(&(port, client));
+            let mut connection = standing.unwrap_or_else(|| {
+                let (session, stream) = self.session(port, client, "gateway.test");
+                Connection::new(session, stream)
+            });
             let Request {
                 method,
                 authority,
                 path,
                 headers,
             } = request;
-            match connection.ask(method, authority, path, headers) {
-                Ok(answer) => {
-                    if !answer.head.contains("connection: close") {
-                        self.open.insert((port, client), connection);
-                    }
-                    let would = answer
-                        .head
-                        .lines()
-                        .find_map(|it| it.strip_prefix("x-dry-run: "));
-                    let would = would.filter(|it| *it != "-").map(str::to_owned);
-                    assert!(answer.status != 403 || answer.is_denied(), "{answer:?}");
-                    return (answer.status, would);
+            // Where the gateway has closed it, a new one shows whether it means it.
+            if let Ok(answer) = connection.ask(method, authority, path, headers) {
+                if !answer.head.contains("connection: close") {
+                    self.open.insert((port, client), connection);
                 }
-                // The gateway has closed it; a new one shows whether it means it.
-                Err(_) => continue,
+                let would = answer
+                    .head
+                    .lines()
+                    .find_map(|it| it.strip_prefix("x-dry-run: "));
+                let would = would.filter(|it| *it != "-").map(str::to_owned);
+                assert!(answer.status != 403 || answer.is_denied(), "{answer:?}");
+                return (answer.status, would);
             }
         }
         panic!("no answer to {request:?} of {}", CLIENTS[client]);
@@ -257,14 +252,15 @@ fn native_policy_and_the_policy_server_agree() {
         }
     }
     println!("seed {seed}: {WORLDS} worlds, verdicts: {seen:?}");
-    for what in [
-        "allowed",
-        "denied",
-        "passed on",
-        "not passed on",
-        "would be allowed",
+    for (what, least) in [
+        ("allowed", 50),
+        ("denied", 50),
+        ("passed on", 5),
+        ("not passed on", 5),
+        ("would be allowed", 5),
     ] {
-        assert!(seen.contains_key(what), "nothing was `{what}`: {seen:?}");
+        let often = seen.get(what).is_some_and(|times| *times >= least);
+        assert!(often, "fewer than {least} were `{what}`: {seen:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! One real Envoy with two listeners for each world, as Istio configures an egress gateway with
-//! ISTIO_MUTUAL: one decides by native policy, the other asks the policy server.
+//! `ISTIO_MUTUAL`: one decides by native policy, the other asks the policy server.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

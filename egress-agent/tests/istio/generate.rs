@@ -25,7 +25,7 @@ const PATTERNS: [&str; 6] = [
 ];
 const ACCOUNTS: [&str; 3] = ["productpage", "reviews", "ratings"];
 
-/// SplitMix64: small, and the same everywhere.
+/// `SplitMix64`: small, and the same everywhere.
 pub struct Chance(u64);
 
 impl Chance {
@@ -193,7 +193,7 @@ fn policy(chance: &mut Chance) -> Value {
 
 fn entry(chance: &mut Chance) -> Value {
     let mut entry = json!({});
-    if !chance.one_in(5) {
+    if !chance.one_in(3) {
         let clients: Vec<Value> = (0..=chance.below(2))
             .map(|_| {
                 let selector = match chance.below(6) {
@@ -207,10 +207,10 @@ fn entry(chance: &mut Chance) -> Value {
             .collect();
         entry["allowedClients"] = json!(clients);
     }
-    if chance.one_in(3) {
+    if chance.one_in(4) {
         entry["allowedMethods"] = json!(chance.some(&["GET", "POST", "OPTIONS"], 1, 2));
     }
-    if chance.one_in(3) {
+    if chance.one_in(4) {
         let paths = ["/v2", "/v1/a", "/v1/*", "*.json", "*", "/v1/a%20b"];
         entry["allowedPaths"] = json!(chance.some(&paths, 1, 2));
     }
@@ -229,7 +229,7 @@ fn entry(chance: &mut Chance) -> Value {
         }
         entry["match"] = json!({ "request": { "headers": { "x-team": header } } });
     }
-    if chance.one_in(5) {
+    if chance.one_in(3) {
         entry["dryRun"] = json!(true);
     }
     entry
@@ -281,7 +281,7 @@ pub fn request(chance: &mut Chance) -> Request {
         "x-team:\r\n",
     ];
     let host = *chance.pick(&HOSTS);
-    let authority = match chance.below(12) {
+    let authority = match chance.below(24) {
         0 => host.to_ascii_uppercase(),
         1 => format!("{host}."),
         2 => format!("{host}:80"),
@@ -300,8 +300,8 @@ pub fn request(chance: &mut Chance) -> Request {
         path: if star {
             "*"
         } else {
-            *chance.pick::<&str>(&PATHS)
+            chance.pick::<&str>(&PATHS)
         },
-        headers: *chance.pick::<&str>(&HEADERS),
+        headers: chance.pick::<&str>(&HEADERS),
     }
 }
