@@ -137,20 +137,22 @@ pub struct GatewayStatus {
 
 /// An Envoy, and what it made of its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Envoy {
     /// As Envoy names itself; the name of its pod.
-    #[schemars(required, length(max = 253))]
+    #[schemars(length(max = 253))]
     pub name: String,
     /// Node whose agent it is connected to.
+    #[serde(default)]
     pub agent: String,
     /// It took everything it was sent.
+    #[serde(default)]
     pub programmed: bool,
     /// State of policy that it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// What it refused; what it had before stands.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("maxItems" = 8))]
     pub rejected: Vec<RejectedConfiguration>,
 }

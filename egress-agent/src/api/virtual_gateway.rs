@@ -46,10 +46,10 @@ use super::{ObjectSelector, Unsupported};
         description = "Nodes that have realized this generation"
     ),
     printcolumn(
-        name = "Programmed",
+        name = "Refused-By",
         type_ = "string",
-        json_path = ".status.envoys[*].programmed",
-        description = "Whether its Envoys took everything"
+        json_path = ".status.envoys[?(@.programmed==false)].name",
+        description = "An Envoy that did not take everything"
     ),
     printcolumn(
         name = "Age",

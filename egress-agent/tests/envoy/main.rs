@@ -10,6 +10,7 @@ mod mesh;
 #[allow(dead_code, reason = "each test crate uses its own part")]
 mod passthrough;
 #[path = "../support/policy_server.rs"]
+#[allow(dead_code, reason = "each test crate uses its own part")]
 mod policy_server;
 #[path = "../support/ports.rs"]
 mod ports;

@@ -90,7 +90,7 @@ spec:
     service("kept", "kept.pass.localhost", secure, "TLS", other);
     let mut policy = |service: &str, authz: &str| {
         documents.push(format!(
-            r#"
+            r"
 kind: AccessPolicy
 apiVersion: sallyport.dev/v1alpha1
 metadata: {{ name: {service}, namespace: istio-egress }}
@@ -99,7 +99,7 @@ spec:
   - kind: EXTERNAL_SERVICE
     selector: {{ name: {service}, namespace: global }}
   config: {{ authz: {authz} }}
-"#
+"
         ));
     };
     let account =

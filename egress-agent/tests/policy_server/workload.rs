@@ -37,6 +37,7 @@ struct Told {
 
 /// `X509SVID`.
 #[derive(Clone, PartialEq, prost::Message)]
+#[expect(clippy::struct_field_names, reason = "named as its specification does")]
 struct Svid {
     #[prost(string, tag = "1")]
     spiffe_id: String,

@@ -22,7 +22,7 @@ use crate::policy_server::{SERVER_ID, Server, server_id};
 pub const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/gateway";
 pub const STRANGER_ID: &str = "spiffe://cluster.local/ns/bookinfo/sa/reviews";
 /// Where the gateway connects from.
-pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
+pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Others do from here.
 pub const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 pub const DENIED: i32 = 7;
