@@ -3,8 +3,9 @@
 //!
 //! * The rules of all ALLOW policies of a workload are ORed, each a policy of one RBAC filter; with
 //!   ALLOW policies that have no rules at all the filter admits nothing.
-//! * A rule is permissions (`to`, and the conditions on ports and SNI) and principals (`from`, and
-//!   the conditions on headers). Values are ORed, `not…` values negate their OR, fields are ANDed.
+//! * A rule is permissions (`to`, and the conditions on ports and server names) and principals
+//!   (`from`, and the conditions on headers). One of the values of a field must hold, none of its
+//!   `not` values, and every field.
 //! * A value with `*` at its end is a prefix, at its start a suffix, alone it is any value that is
 //!   not empty (headers: present); else it is exact. Only hosts are compared in any case.
 //! * `principals` are prefixed with `spiffe://`. `ipBlocks` are the connection's peer.

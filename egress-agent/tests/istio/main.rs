@@ -13,5 +13,4 @@ mod istiod;
 mod mesh;
 #[allow(dead_code)]
 #[path = "../support/policy_server.rs"]
-#[allow(dead_code, reason = "each test crate uses its own part")]
 mod policy_server;
