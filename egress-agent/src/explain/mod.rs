@@ -135,9 +135,12 @@ pub fn explain(evidence: &Evidence<'_>) -> Answer {
     answer.kernel.to_gateways = to_gateways(evidence, view);
     judge(evidence, view, &direct, &mut answer);
     if let Some(problem) = evidence.uncovered {
-        answer.change.insert(
-            0,
-            format!("the pod is UNCOVERED ({problem}): nothing holds it until that is mended"),
+        // What the tables say is not what happens.
+        answer.result = Result::Unknown;
+        answer.decided_by = "nobody";
+        answer.summary = format!(
+            "UNKNOWN: {pod} is UNCOVERED ({problem}), so nothing holds it; covered it would be: {}",
+            answer.summary
         );
     }
     answer
@@ -239,8 +242,9 @@ fn judge(
     if target.kind != frame::Kind::Tcp || !target.is_web() {
         answer.decided_by = "kernel";
         answer.result = Result::Denied;
-        answer.summary =
-            format!("DENIED in the kernel: {dropped}; gateways pass on only HTTP and TLS");
+        answer.summary = format!(
+            "DENIED in the kernel: {dropped}; gateways pass on only HTTP, and TLS and TCP by name"
+        );
         answer.change.push(exception(target, direct));
         return;
     }
@@ -285,7 +289,7 @@ fn by_gateway(
     answer.decided_by = "gateway";
     let Some(way) = policy.ways.first() else {
         answer.result = Result::Denied;
-        answer.summary = format!("DENIED: {dropped}, and there is no gateway policy at all");
+        answer.summary = format!("DENIED: {dropped}, and no gateway serves {}", target.host);
         answer.change.push(format!(
             "expose {} in a VirtualGateway and name it in an ExternalService",
             target.host

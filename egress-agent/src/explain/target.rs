@@ -39,7 +39,8 @@ pub struct Target {
 impl Target {
     /// Whether a gateway can pass it on.
     pub fn is_web(&self) -> bool {
-        matches!(self.scheme.as_str(), "http" | "https") && self.host.parse::<IpAddr>().is_err()
+        matches!(self.scheme.as_str(), "http" | "https" | "tcp")
+            && self.host.parse::<IpAddr>().is_err()
     }
 }
 

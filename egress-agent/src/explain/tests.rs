@@ -192,6 +192,30 @@ fn who_is_not_held_goes_straight() {
 }
 
 #[test]
+fn what_nothing_holds_is_not_judged() {
+    let held = view(MODE_ENFORCE, true);
+    let address: IpAddr = OUTSIDE.parse().unwrap();
+    let answer = explain(&Evidence {
+        pod: "bookinfo/reviews-v1",
+        target: &"udp://httpbin.org:9999".parse().unwrap(),
+        addresses: &[address],
+        view: Some(&held),
+        uncovered: Some("no hook on eth1"),
+        rules: &BTreeMap::new(),
+        policy: None,
+    });
+    assert_eq!(
+        (answer.result, answer.decided_by),
+        (Result::Unknown, "nobody")
+    );
+    assert!(
+        answer.summary.contains("UNCOVERED (no hook on eth1)"),
+        "{}",
+        answer.summary
+    );
+}
+
+#[test]
 fn what_cannot_be_asked_is_said() {
     let answer = ask("https://httpbin.org", None, None);
     assert_eq!(answer.result, Result::Unknown);

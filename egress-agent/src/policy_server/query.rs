@@ -37,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct Question {
     pub namespace: String,
     pub pod: String,
-    /// `http`, or `https`: TLS to the host, begun by the pod or by the gateway.
+    /// `http`; `https`: TLS to the host, begun by the pod or by the gateway; or `tcp`: by name.
     pub scheme: String,
     pub host: String,
     pub port: u16,
@@ -143,7 +143,7 @@ pub fn answer(served: &Served, question: &Question) -> PolicyAnswer {
                     .ways
                     .push(way(gateway, listener, ask, &decision, trials));
             }
-            if question.scheme == "https" {
+            if question.scheme != "http" {
                 let connection = Connection {
                     gateway,
                     listener,
@@ -180,6 +180,9 @@ pub fn answer(served: &Served, question: &Question) -> PolicyAnswer {
 /// How a request for this is written: as asked, and for `https` by each client port from which a
 /// gateway originates TLS to that port.
 fn authorities(listener: &Listener, question: &Question) -> Vec<String> {
+    if question.scheme == "tcp" {
+        return Vec::new();
+    }
     if question.scheme != "https" {
         return vec![format!("{}:{}", question.host, question.port)];
     }
