@@ -1,9 +1,12 @@
 //! What is told about the objects: their `status`, and each node's own report.
 //!
-//! Thousands of agents would fight over one `status`, so they don't write it. Each agent writes one
-//! [`EgressNode`] of its own. The agent that holds the Lease [`LEASE_NAME`] reads these and writes
-//! the statuses of Sallyport's own objects; the `status` of Gloo Mesh's objects is Gloo Mesh's.
-//! `deploy/README.md` has what it costs the API server.
+//! What is written today is [`GatewayStatus::envoys`], by `agent::gateway_status`: a list that is a
+//! map, in which each agent applies entries of its own.
+//!
+//! The rest is the design, and not written yet. Thousands of agents would fight over one `status`, so
+//! they shall not write it: each agent writes one [`EgressNode`] of its own, and the agent that holds
+//! the Lease [`LEASE_NAME`] reads these and writes the statuses of Sallyport's own objects. The
+//! `status` of Gloo Mesh's objects is Gloo Mesh's. `deploy/README.md` has what it costs the API server.
 //!
 //! An `EgressNode` does not grow with the number of objects: a node tells a digest for each kind
 //! ([`Realized`]), of the name and generation of all objects that its kernel holds. Watches deliver
