@@ -4,6 +4,7 @@
 #[path = "../../tests/envoy/client.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod client;
+mod cpus;
 #[path = "../../tests/envoy/gateway.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod gateway;
@@ -33,6 +34,8 @@ mod upstream;
 mod world;
 
 use std::time::Duration;
+
+use cpus::Cpus;
 
 /// Checks per second of the server's CPU time.
 const PER_CORE: f64 = 15_000.0;
@@ -91,7 +94,11 @@ fn main() {
         return;
     }
     let json = std::env::args().any(|argument| argument == "--json");
-    let server = server::Process::start();
+    let cpus = Cpus::split();
+    if let Some(cpus) = &cpus {
+        cpus.stay_aside();
+    }
+    let server = server::Process::start(cpus.as_ref());
     let figures = load::run(&server);
     drop(server);
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
@@ -131,7 +138,7 @@ fn main() {
         ),
     ];
     if std::env::var_os("SALLYPORT_ENVOY").is_some() {
-        let through = gateways::run();
+        let through = gateways::run(cpus.as_ref());
         rows.extend([
             Row::new(
                 "requests through Envoy with rules inside",
@@ -139,13 +146,15 @@ fn main() {
                 "/s",
             ),
             Row::new("requests through Envoy that asks", through.ext_authz, "/s"),
+            Row::new("Envoy's CPU for one, rules inside", through.cpu_rbac, "µs"),
+            Row::new("Envoy's CPU for one, asking", through.cpu_ext_authz, "µs"),
             Row::new("the latter over the former", through.ratio, "").with(Target::AtLeast(RATIO)),
         ]);
     }
-    print(json, &rows);
+    print(json, cpus.is_some(), &rows);
 }
 
-fn print(json: bool, rows: &[Row]) {
+fn print(json: bool, apart: bool, rows: &[Row]) {
     if json {
         let figures: Vec<_> = rows
             .iter()
@@ -165,15 +174,22 @@ fn print(json: bool, rows: &[Row]) {
             "{:#}",
             serde_json::json!({
                 "policies": objects::POLICIES, "service_accounts": objects::ACCOUNTS,
+                "own_cpu": apart,
                 "figures": figures,
             })
         );
         return;
     }
     println!(
-        "{} AccessPolicies, {} ServiceAccounts; mutual TLS 1.3; medians of rounds\n",
+        "{} AccessPolicies, {} ServiceAccounts; mutual TLS 1.3; medians of rounds; what is measured \
+         {}\n",
         objects::POLICIES,
-        objects::ACCOUNTS
+        objects::ACCOUNTS,
+        if apart {
+            "has a CPU to itself"
+        } else {
+            "SHARES THE ONLY CPU with its clients"
+        }
     );
     println!("{:<44} {:>12} {:<12} TARGET", "FIGURE", "VALUE", "");
     for row in rows {

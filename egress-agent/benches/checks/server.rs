@@ -10,17 +10,22 @@ use egress_agent::tls::Identity;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
+use crate::cpus::{Cpus, pin_to};
 use crate::objects::{GATEWAY_ID, served};
 use crate::pki::Authority;
 use crate::policy_server::{SERVER_ID, Server};
 
 const DIRECTORY: &str = "SALLYPORT_BENCH_CERTS";
+const CPU: &str = "SALLYPORT_BENCH_CPU";
 
 /// Serves, if this process was started for it.
 pub fn serve_if_asked() -> bool {
     let Some(directory) = std::env::var_os(DIRECTORY) else {
         return false;
     };
+    if let Ok(cpu) = std::env::var(CPU) {
+        pin_to(cpu.parse().expect("a number"));
+    }
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = Server::start(any, directory.as_ref(), Binding::Require);
     server.serve(served());
@@ -40,7 +45,8 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start() -> Self {
+    /// Starts it, on the CPU for what is measured if there is one.
+    pub fn start(cpus: Option<&Cpus>) -> Self {
         let authority = Authority::new("mesh");
         let certs = tempfile::tempdir().expect("a directory");
         authority
@@ -48,6 +54,7 @@ impl Process {
             .write(certs.path(), &[&authority]);
         let mut process = Command::new(std::env::current_exe().expect("this program"))
             .env(DIRECTORY, certs.path())
+            .envs(cpus.map(|cpus| (CPU, cpus.measured.to_string())))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

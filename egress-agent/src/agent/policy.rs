@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::options::Options;
@@ -16,6 +16,7 @@ use crate::policy_server::Served;
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::query::{self, QuerySocket};
 use crate::policy_server::server::{self, PolicyServer};
+use crate::policy_server::thread;
 use crate::policy_server::xds::{NodeState, XdsStatus};
 use crate::tls::Source;
 
@@ -30,7 +31,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Serves, if an address was given.
 ///
 /// # Errors
-/// If no certificate was named for it, or the socket for questions can't be made.
+/// If no certificate was named for it, the socket for questions can't be made, or the kernel
+/// gives no thread.
 pub fn serve(
     options: &Options,
     run_dir: &Path,
@@ -73,24 +75,25 @@ pub fn serve(
         status,
     };
     let (told, stopping) = watch::channel(false);
-    let task = tokio::spawn(keep_serving(address, options, stopping));
-    stop.server = Some((told, task));
+    let ended = thread::spawn("policy", keep_serving(address, options, stopping))
+        .context("can't start the policy server's thread")?;
+    stop.server = Some((told, ended));
     Ok(stop)
 }
 
 /// Ends the server, if there is one.
 #[derive(Debug, Default)]
 pub struct Stop {
-    server: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+    server: Option<(watch::Sender<bool>, oneshot::Receiver<()>)>,
 }
 
 impl Stop {
     /// Tells callers to go, and waits until what is under way has been answered.
     pub async fn stop(self) {
-        if let Some((told, task)) = self.server {
+        if let Some((told, ended)) = self.server {
             told.send_replace(true);
             // It ends within its own grace; if it panicked there is nothing left to end.
-            let _ = task.await;
+            let _ = ended.await;
         }
     }
 }

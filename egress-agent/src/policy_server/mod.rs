@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod query;
 mod served;
 pub mod server;
+pub mod thread;
 pub mod xds;
 
 pub use from_index::{clients, gateway_pods};

@@ -229,6 +229,12 @@ impl Gateway {
         self.envoy = Some(envoy);
     }
 
+    /// Envoy's process id.
+    #[allow(dead_code, reason = "for the benchmark")]
+    pub fn process(&self) -> u32 {
+        self.envoy.as_ref().expect("it runs").id()
+    }
+
     /// Serves policy for these objects.
     pub fn apply(&mut self, objects: &Objects) {
         let (policy, problems) = objects.compile();

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use egress_agent::gateway::SpiffeId;
@@ -10,12 +10,12 @@ use egress_agent::policy_server::Served;
 use egress_agent::policy_server::authz::Binding;
 use egress_agent::policy_server::metrics::PolicyMetrics;
 use egress_agent::policy_server::server::{Options, PolicyServer};
+use egress_agent::policy_server::thread;
 use egress_agent::policy_server::xds::{NodeState, XdsStatus};
 use egress_agent::tls::{MinVersion, Source};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Who the server is.
@@ -28,13 +28,15 @@ pub fn server_id() -> SpiffeId {
 /// What tells it to stop, and what tells that it has.
 type Running = (
     oneshot::Sender<()>,
-    JoinHandle<Result<(), tonic::transport::Error>>,
+    oneshot::Receiver<Result<(), tonic::transport::Error>>,
 );
 
 /// A server that ends with this value.
 pub struct Server {
     runtime: Option<Runtime>,
     running: Option<Running>,
+    /// The server ends at once when this is dropped.
+    _alive: oneshot::Sender<()>,
     served: watch::Sender<Arc<Served>>,
     status: XdsStatus,
     registry: Arc<Registry>,
@@ -44,8 +46,9 @@ pub struct Server {
 impl Server {
     /// Starts it at `address` (port 0: any) with tls.crt, tls.key and ca.crt of `certs`.
     pub fn start(address: SocketAddr, certs: &Path, binding: Binding) -> Self {
+        // The agent's; the server has a thread of its own, as there.
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(1)
             .enable_all()
             .build()
             .expect("a runtime");
@@ -74,20 +77,31 @@ impl Server {
             metrics,
             status: status.clone(),
         };
-        let server = runtime
-            .block_on(PolicyServer::bind(address, options))
-            .expect("the server listens");
-        let address = server.address().expect("an address");
         let (stop, told) = oneshot::channel::<()>();
-        let running = runtime.spawn(server.run(async {
+        let (alive, gone) = oneshot::channel::<()>();
+        let (tell, listens) = mpsc::channel();
+        let serving = async move {
+            let server = PolicyServer::bind(address, options).await;
+            let server = server.expect("the server listens");
+            tell.send(server.address().expect("an address"))
+                .expect("somebody waits");
             // It is told by a message, or never.
-            if told.await.is_err() {
-                std::future::pending::<()>().await;
+            let stop = async {
+                if told.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                ended = server.run(stop) => ended,
+                _ = gone => Ok(()),
             }
-        }));
+        };
+        let running = thread::spawn("policy", serving).expect("a thread");
+        let address = listens.recv().expect("it listens");
         Self {
             runtime: Some(runtime),
             running: Some((stop, running)),
+            _alive: alive,
             served,
             status,
             registry: Arc::new(registry),

@@ -47,6 +47,8 @@ fn policy_server() -> core::GrpcService {
     core::GrpcService {
         target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
             cluster_name: POLICY_CLUSTER.to_owned(),
+            // Nobody reads what they say.
+            skip_envoy_headers: true,
             ..EnvoyGrpc::default()
         })),
         timeout: millis(TIMEOUT_MS),
