@@ -4,6 +4,7 @@
 //! Envoy takes a new one for the next request of connections that stand already. A changed listener
 //! would leave those to the old policy until they have drained.
 
+mod access_log;
 mod authz;
 mod bootstrap;
 mod cluster;
@@ -13,6 +14,7 @@ mod pb;
 mod rbac;
 mod resources;
 mod routes;
+mod state;
 mod tls;
 
 use std::collections::BTreeMap;

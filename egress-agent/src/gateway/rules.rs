@@ -77,6 +77,8 @@ fn rules_for(policies: &[&Policy], service: &Service, number: u16, name: Option<
         let trial = !policy.entries.is_empty() && policy.entries.iter().all(|entry| entry.dry_run);
         closed |= !(trial && intact);
     }
+    // Envoy's RBAC asks its policies in the order of their names; so both name the same entry.
+    entries.sort_by_cached_key(|entry| entry.label());
     Rules::new(closed, entries)
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Verdict<'a> {
 }
 
 impl Rules {
-    /// Entries are sorted by policy and position; the first that admits is the one that is named.
+    /// Entries are sorted by label; the first that admits is the one that is named.
     pub fn new(closed: bool, entries: Vec<Arc<Entry>>) -> Self {
         let mut every = Vec::new();
         let mut by_client: HashMap<SpiffeId, Vec<u32>> = HashMap::new();

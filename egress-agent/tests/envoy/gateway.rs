@@ -388,8 +388,9 @@ impl Gateway {
         while !expected() {
             assert!(
                 Instant::now() < deadline,
-                "{what}; Envoy says:\n{}",
-                self.log()
+                "{what}; Envoy says:\n{}\n{:?}",
+                self.log(),
+                self.access_log()
             );
             sleep(Duration::from_millis(50));
         }

@@ -5,6 +5,7 @@ mod conditions;
 mod deployed;
 mod gateway;
 mod live;
+mod logged;
 mod manifest;
 mod mesh;
 #[allow(dead_code, reason = "each test crate uses its own part")]

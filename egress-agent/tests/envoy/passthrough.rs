@@ -49,7 +49,7 @@ fn start(authorization: Authorization) -> World {
 
 /// Passed on: `db.localhost` for productpage; `raw.localhost` (plain TCP) for all;
 /// `*.pass.localhost` for two accounts from loopback; `one.some.localhost` below a wildcard of
-/// requests; a server that speaks first for productpage. Requests: `api.pass.localhost` below a
+/// requests, with a policy on trial; a server that speaks first for productpage. Requests: `api.pass.localhost` below a
 /// wildcard that is passed on, and `*.some.localhost`. `kept.pass.localhost` is another gateway's.
 fn objects(port: u16, secure: u16, plain: u16, greeting: u16) -> Objects {
     let mut documents = vec![format!(
@@ -120,6 +120,10 @@ spec:
             account("reviews")
         ),
     );
+    policy(
+        "one",
+        &format!("{{ dryRun: true, allowedClients: [{{ {productpage} }}] }}"),
+    );
     Objects::parse(&documents.join("\n---\n"))
 }
 
@@ -171,29 +175,67 @@ fn who_gets_through_by(authorization: Authorization) {
     logged(&gateway, authorization);
 }
 
-/// The first and the third of these rows.
+/// What each of two accounts did last for a server name, as the access log has it.
 fn logged(gateway: &Gateway, authorization: Authorization) {
-    let of = |account: &str| {
+    let of = |account: &str, name: &str| {
         let client = format!("spiffe://cluster.local/ns/bookinfo/sa/{account}");
         let log = gateway.access_log();
         log.into_iter()
-            .find(|line| line["client"] == *client && line["server_name"] == "db.localhost")
+            .find(|line| line["client"] == *client && line["server_name"] == *name)
     };
-    gateway.until("the access log has both", || {
-        of("productpage").is_some() && of("reviews").is_some()
+    let rows = [
+        ("productpage", "db.localhost"),
+        ("reviews", "db.localhost"),
+        ("ratings", "one.some.localhost"),
+    ];
+    gateway.until("the access log has them", || {
+        rows.iter()
+            .all(|(account, name)| of(account, name).is_some())
     });
-    let (admitted, refused) = (of("productpage").unwrap(), of("reviews").unwrap());
+    let [admitted, refused, open] =
+        rows.map(|(account, name)| of(account, name).expect("it is there"));
     let route = admitted["route_name"].as_str().expect("a route");
     assert!(route.starts_with("ExternalService/global/db:"), "{route}");
     assert_eq!(refused["route_name"], admitted["route_name"]);
     assert_ne!(admitted["bytes_sent"], 0, "{admitted}");
     assert_eq!(refused["bytes_sent"], 0, "{refused}");
     assert!(refused["upstream_host"].is_null(), "{refused}");
-    if authorization == Authorization::ExtAuthz {
-        assert_eq!(admitted["verdict"], "allowed");
-        assert_eq!(admitted["object"], "AccessPolicy/istio-egress/db#0");
-        assert_eq!(refused["verdict"], "denied");
-        assert_eq!(refused["reason"], "not-admitted");
+    for (line, verdict, reason) in [
+        (&admitted, "allowed", "admitted"),
+        (&refused, "denied", "not-admitted"),
+        (&open, "allowed", "no-policy"),
+    ] {
+        assert_eq!(line["verdict"], verdict, "{line}");
+        assert_eq!(line["reason"], reason, "{line}");
+    }
+    assert_eq!(admitted["object"], "AccessPolicy/istio-egress/db#0");
+    assert!(refused["object"].is_null(), "{refused}");
+    assert_eq!(admitted["service"], "ExternalService/global/db");
+    let lines = gateway.access_log();
+    let same = |field: &str, line: &serde_json::Value| line[field] == admitted[field];
+    let twice = |line: &&serde_json::Value| {
+        same("downstream_remote_address", line) && same("server_name", line)
+    };
+    assert_eq!(lines.iter().filter(twice).count(), 1, "a line for each");
+    // An entry on trial would admit productpage alone.
+    assert_eq!(open["dry_run"], "denied", "{open}");
+    assert!(admitted["dry_run"].is_null(), "{admitted}");
+    if authorization == Authorization::Rbac {
+        assert_eq!(open["object"], "ExternalService/global/one");
+    }
+    tunnel::get(
+        gateway,
+        &Authority::new("other"),
+        "productpage",
+        "one.some.localhost",
+    )
+    .expect_err("the outside is not one's own");
+    let tried = || of("productpage", "one.some.localhost");
+    gateway.until("the access log has the trial", || tried().is_some());
+    let tried = tried().expect("it is there");
+    assert_eq!(tried["dry_run"], "allowed", "{tried}");
+    if authorization == Authorization::Rbac {
+        assert_eq!(tried["dry_run_object"], "AccessPolicy/istio-egress/one#0");
     }
 }
 

@@ -114,6 +114,13 @@ impl Server {
         self.served.send_replace(Arc::new(served));
     }
 
+    /// Ends it at once, as if it had been killed.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
     /// Tells it to stop, and waits until it has.
     pub fn stop(mut self) {
         let (stop, running) = self.running.take().expect("it stops once");
@@ -139,8 +146,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        self.kill();
     }
 }

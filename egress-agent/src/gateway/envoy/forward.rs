@@ -1,22 +1,16 @@
 //! Wildcard hosts: the upstream is the host that the client asked for, on the route's port.
 
-use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::filter_state_value::{
-    Key, Value,
-};
-use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::FilterStateValue;
-use envoy_types::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::FilterConfig;
+use envoy_types::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::header_to_metadata::v3 as header_to_metadata;
-use envoy_types::pb::envoy::extensions::filters::http::set_filter_state::v3 as set_filter_state;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::cluster::dns_cache;
-use super::pb::{any, matcher, re2, text_format};
+use super::pb::{any, matcher, re2};
+use super::state::{filter_state, value};
 
 /// Sets a wildcard's upstream, ahead of the dynamic forward proxy.
 pub(super) const UPSTREAM_FILTER: &str = "sallyport.upstream";
-/// Key of the authority as the client sent it.
-pub(super) const AUTHORITY_STATE: &str = "sallyport.authority";
 
 /// The HTTP filters that find a wildcard's host, in their order; they leave other routes alone.
 pub(super) fn filters() -> [(&'static str, Any); 3] {
@@ -60,26 +54,4 @@ pub(super) fn dynamic_upstream(port: u16) -> Any {
         ),
         value("envoy.upstream.dynamic_port", "", &port.to_string()),
     ])
-}
-
-/// Keeps the authority as the client sent it for the access log.
-pub(super) fn authority_filter() -> (&'static str, Any) {
-    let kept = value(AUTHORITY_STATE, "envoy.string", "%REQ(:AUTHORITY)%");
-    ("sallyport.authority", filter_state(vec![kept]))
-}
-
-fn filter_state(values: Vec<FilterStateValue>) -> Any {
-    any(set_filter_state::Config {
-        on_request_headers: values,
-        ..set_filter_state::Config::default()
-    })
-}
-
-fn value(key: &str, factory: &str, text: &str) -> FilterStateValue {
-    FilterStateValue {
-        factory_key: factory.to_owned(),
-        key: Some(Key::ObjectKey(key.to_owned())),
-        value: Some(Value::FormatString(text_format(text))),
-        ..FilterStateValue::default()
-    }
 }

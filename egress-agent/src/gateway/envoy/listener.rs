@@ -1,15 +1,11 @@
 //! Listeners: mutual TLS with mesh identities, a hardened HTTP connection manager, connections
-//! that are passed on, access log.
+//! that are passed on.
 
-use std::collections::HashMap;
-
-use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener as EnvoyListener, ListenerFilter, filter,
     listener_filter,
 };
-use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::StdoutAccessLog;
-use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::stdout_access_log::AccessLogFormat;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -22,13 +18,13 @@ use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_pr
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::UpstreamConnectMode;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
-use envoy_types::pb::google::protobuf::value::Kind;
-use envoy_types::pb::google::protobuf::{Any, Struct, Value};
+use envoy_types::pb::google::protobuf::Any;
 
 use super::pb::{address, ads, any, core, number, seconds, yes};
-use super::{Authorization, authz, cluster, forward, rbac, routes_name, tls};
+use super::{Authorization, access_log, authz, cluster, forward, rbac, routes_name, tls};
+use crate::gateway::access::AccessReason;
 use crate::gateway::host::HostPattern;
-use crate::gateway::policy::{Listener, Passthrough, PassthroughRoute, Rules};
+use crate::gateway::policy::{Listener, ObjectName, PassthroughRoute, Rules};
 
 /// Bytes of a client that wait until the outside is reached.
 const EARLY_DATA: u32 = 64 << 10;
@@ -88,7 +84,7 @@ fn chains(
     for (pattern, passthrough) in &listener.passthrough {
         let filters = match &passthrough.served {
             Some(route) => pass_on(trust_domain, pattern, route, authorization),
-            None => refuse(pattern, passthrough),
+            None => refuse(pattern),
         };
         chains.push(chain(&pattern.to_string(), &[pattern], &[], filters));
     }
@@ -126,15 +122,25 @@ fn pass_on(
     authorization: Authorization,
 ) -> Vec<Filter> {
     let stat_prefix = format!("passthrough_{}", route.service);
-    let mut filters = vec![match authorization {
-        Authorization::Rbac => network(
-            rbac::NETWORK_FILTER,
-            rbac::of_connection(trust_domain, &route.rules, &stat_prefix),
-        ),
-        Authorization::ExtAuthz => {
-            network(authz::NETWORK_FILTER, authz::of_connection(&stat_prefix))
+    let name = format!("ExternalService/{}:{}", route.service, route.port);
+    let (mut filters, log) = match authorization {
+        Authorization::Rbac => {
+            let rules =
+                rbac::of_connection(trust_domain, &route.rules, &route.service, &stat_prefix);
+            let filters = rules.map(|config| network(rbac::NETWORK_FILTER, config));
+            let reason = rbac::admitted(&route.rules, Some(&route.service));
+            let refused = AccessReason::NotAdmitted;
+            let log = access_log::of_ruled_connection(&name, pattern, reason, refused);
+            (Vec::from(filters), log)
         }
-    }];
+        Authorization::ExtAuthz => {
+            let filter = network(authz::NETWORK_FILTER, authz::of_connection(&stat_prefix));
+            (
+                vec![filter],
+                access_log::of_asked_connection(&name, pattern),
+            )
+        }
+    };
     if route.host.is_none() {
         let proxy = sni_proxy::FilterConfig {
             dns_cache_config: Some(cluster::dns_cache()),
@@ -148,30 +154,22 @@ fn pass_on(
             any(proxy),
         ));
     }
-    let name = format!("ExternalService/{}:{}", route.service, route.port);
-    filters.push(tcp_proxy(
-        &stat_prefix,
-        cluster::passthrough_name(route),
-        &name,
-        pattern,
-    ));
+    let cluster = cluster::passthrough_name(route);
+    filters.push(tcp_proxy(&stat_prefix, cluster, log));
     filters
 }
 
 /// A name that is known and not served: it must not fall to a wildcard.
-fn refuse(pattern: &HostPattern, _: &Passthrough) -> Vec<Filter> {
-    let nobody = Rules::nobody();
-    vec![
-        network(
-            rbac::NETWORK_FILTER,
-            rbac::of_connection("", &nobody, "refused"),
-        ),
-        tcp_proxy("refused", "refused".to_owned(), "", pattern),
-    ]
+fn refuse(pattern: &HostPattern) -> Vec<Filter> {
+    let rules = rbac::of_connection("", &Rules::nobody(), &ObjectName::default(), "refused");
+    let mut filters = Vec::from(rules.map(|config| network(rbac::NETWORK_FILTER, config)));
+    let reason = AccessReason::UnknownHost;
+    let log = access_log::of_ruled_connection("", pattern, reason, reason);
+    filters.push(tcp_proxy("refused", "refused".to_owned(), log));
+    filters
 }
 
-fn tcp_proxy(stat_prefix: &str, cluster: String, route: &str, pattern: &HostPattern) -> Filter {
-    let log = access_log(&connection_log(route, pattern));
+fn tcp_proxy(stat_prefix: &str, cluster: String, log: Vec<AccessLog>) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         idle_timeout: seconds(3600),
@@ -180,7 +178,7 @@ fn tcp_proxy(stat_prefix: &str, cluster: String, route: &str, pattern: &HostPatt
         // says first would reach who is refused.
         upstream_connect_mode: UpstreamConnectMode::OnDownstreamData.into(),
         max_early_data_bytes: number(EARLY_DATA),
-        access_log: vec![log],
+        access_log: log,
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
         ..TcpProxy::default()
     };
@@ -214,13 +212,11 @@ fn connection_manager(
         suppress_envoy_headers: true,
         ..Router::default()
     };
-    let mut filters = vec![
-        forward::authority_filter(),
-        (rbac::FILTER, rbac::deny_all()),
-    ];
-    if authorization == Authorization::ExtAuthz {
-        filters.push((authz::FILTER, authz::of_request()));
-    }
+    let mut filters = vec![access_log::before_rules(), (rbac::FILTER, rbac::deny_all())];
+    filters.push(match authorization {
+        Authorization::Rbac => access_log::behind_rules(),
+        Authorization::ExtAuthz => (authz::FILTER, authz::of_request()),
+    });
     if wildcards {
         filters.extend(forward::filters());
     }
@@ -263,108 +259,8 @@ fn connection_manager(
             initial_connection_window_size: number(1 << 20),
             ..core::Http2ProtocolOptions::default()
         }),
-        access_log: vec![access_log(&request_log(authorization))],
+        access_log: vec![access_log::of_requests(authorization)],
         http_filters: filters.collect(),
         ..HttpConnectionManager::default()
-    }
-}
-
-/// What is said of a request. `dry_run` is what the dry-run entries would have done.
-fn request_log(authorization: Authorization) -> Vec<(&'static str, String)> {
-    let mut fields: Vec<(&str, String)> = [
-        ("start_time", "%START_TIME%"),
-        ("method", "%REQ(:METHOD)%"),
-        ("path", "%REQ(:PATH)%"),
-        ("protocol", "%PROTOCOL%"),
-        ("response_code", "%RESPONSE_CODE%"),
-        ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-        ("response_flags", "%RESPONSE_FLAGS%"),
-        ("client", "%DOWNSTREAM_PEER_URI_SAN%"),
-        (
-            "downstream_remote_address",
-            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-        ),
-        ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-        ("route_name", "%ROUTE_NAME%"),
-        ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
-        ("upstream_host", "%UPSTREAM_HOST%"),
-        (
-            "upstream_transport_failure_reason",
-            "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
-        ),
-        ("bytes_received", "%BYTES_RECEIVED%"),
-        ("bytes_sent", "%BYTES_SENT%"),
-        ("duration", "%DURATION%"),
-        ("request_id", "%REQ(X-REQUEST-ID)%"),
-        ("user_agent", "%REQ(USER-AGENT)%"),
-    ]
-    .map(|(name, format)| (name, format.to_owned()))
-    .into();
-    let authority = format!("%FILTER_STATE({}:PLAIN)%", forward::AUTHORITY_STATE);
-    fields.push(("authority", authority));
-    match authorization {
-        Authorization::Rbac => {
-            let shadow = |key| format!("%DYNAMIC_METADATA({}:{key})%", rbac::FILTER);
-            fields.push(("dry_run", shadow("shadow_engine_result")));
-            fields.push(("dry_run_policy", shadow("shadow_effective_policy_id")));
-        }
-        Authorization::ExtAuthz => fields.extend(authz::log_fields(authz::FILTER)),
-    }
-    fields
-}
-
-/// What is said of a connection that is passed on.
-fn connection_log(route: &str, pattern: &HostPattern) -> Vec<(&'static str, String)> {
-    let mut fields: Vec<(&str, String)> = [
-        ("start_time", "%START_TIME%"),
-        ("protocol", "TLS"),
-        ("server_name", "%REQUESTED_SERVER_NAME%"),
-        ("response_flags", "%RESPONSE_FLAGS%"),
-        (
-            "connection_termination_details",
-            "%CONNECTION_TERMINATION_DETAILS%",
-        ),
-        ("client", "%DOWNSTREAM_PEER_URI_SAN%"),
-        (
-            "downstream_remote_address",
-            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-        ),
-        ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-        ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
-        ("upstream_host", "%UPSTREAM_HOST%"),
-        ("bytes_received", "%BYTES_RECEIVED%"),
-        ("bytes_sent", "%BYTES_SENT%"),
-        ("duration", "%DURATION%"),
-    ]
-    .map(|(name, format)| (name, format.to_owned()))
-    .into();
-    fields.push(("route_name", route.to_owned()));
-    fields.push(("host_pattern", pattern.to_string()));
-    fields.extend(authz::log_fields(authz::NETWORK_FILTER));
-    fields
-}
-
-/// JSON lines on stdout.
-fn access_log(fields: &[(&str, String)]) -> AccessLog {
-    let fields: HashMap<String, Value> = fields
-        .iter()
-        .map(|(name, format)| {
-            let kind = Some(Kind::StringValue(format.clone()));
-            ((*name).to_owned(), Value { kind })
-        })
-        .collect();
-    let format = core::SubstitutionFormatString {
-        format: Some(core::substitution_format_string::Format::JsonFormat(
-            Struct { fields },
-        )),
-        ..core::SubstitutionFormatString::default()
-    };
-    let stdout = StdoutAccessLog {
-        access_log_format: Some(AccessLogFormat::LogFormat(format)),
-    };
-    AccessLog {
-        name: "envoy.access_loggers.stdout".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(any(stdout))),
-        ..AccessLog::default()
     }
 }

@@ -17,9 +17,10 @@ use envoy_types::pb::google::protobuf::Any;
 use ipnet::IpNet;
 
 use super::pb::{any, core, exact, matcher, number, prefix, regex, string};
+use crate::gateway::access::AccessReason;
 use crate::gateway::identity::{ID_REGEX, id_prefix};
 use crate::gateway::path::TextPattern;
-use crate::gateway::policy::{Clients, Entry, HeaderCondition, Rules};
+use crate::gateway::policy::{Clients, Entry, HeaderCondition, ObjectName, Rules};
 use matcher::path_matcher;
 use matcher::string_matcher::MatchPattern;
 
@@ -36,12 +37,12 @@ pub(super) fn deny_all() -> Any {
 }
 
 /// A route's own rules.
-pub(super) fn per_route(trust_domain: &str, rules: &Rules) -> Any {
-    let (enforced, shadow) = enforced_and_shadow(trust_domain, rules, false);
+pub(super) fn per_route(trust_domain: &str, rules: &Rules, service: Option<&ObjectName>) -> Any {
+    let enforced = enforced(trust_domain, rules, service, false);
     any(http::RbacPerRoute {
         rbac: Some(http::Rbac {
             rules: Some(enforced),
-            shadow_rules: shadow,
+            shadow_rules: shadow(trust_domain, rules, false),
             ..http::Rbac::default()
         }),
     })
@@ -52,36 +53,78 @@ pub(super) fn per_route_open() -> Any {
     any(http::RbacPerRoute { rbac: None })
 }
 
-/// The rules of a connection: entries that ask for what only a request has admit none.
-pub(super) fn of_connection(trust_domain: &str, rules: &Rules, stat_prefix: &str) -> Any {
-    let (enforced, shadow) = enforced_and_shadow(trust_domain, rules, true);
-    any(network::Rbac {
-        rules: Some(enforced),
-        shadow_rules: shadow,
-        stat_prefix: stat_prefix.to_owned(),
-        ..network::Rbac::default()
-    })
-}
+/// What the network filter puts before its words for the access log, where they are about the
+/// rules that are enforced.
+pub(super) const ENFORCED: &str = "enforced_";
 
-fn enforced_and_shadow(
+/// The rules of a connection: entries that ask for what only a request has admit none. Two filters,
+/// since the network filter keeps its words about shadow rules only: the first says what the second
+/// does.
+pub(super) fn of_connection(
     trust_domain: &str,
     rules: &Rules,
+    service: &ObjectName,
+    stat_prefix: &str,
+) -> [Any; 2] {
+    let enforced = enforced(trust_domain, rules, Some(service), true);
+    let says = network::Rbac {
+        shadow_rules: Some(enforced.clone()),
+        shadow_rules_stat_prefix: ENFORCED.to_owned(),
+        stat_prefix: stat_prefix.to_owned(),
+        ..network::Rbac::default()
+    };
+    let does = network::Rbac {
+        rules: Some(enforced),
+        shadow_rules: shadow(trust_domain, rules, true),
+        stat_prefix: stat_prefix.to_owned(),
+        ..network::Rbac::default()
+    };
+    [any(says), any(does)]
+}
+
+/// Why whom the rules admit is admitted.
+pub(super) fn admitted(rules: &Rules, service: Option<&ObjectName>) -> AccessReason {
+    match (rules.closed, service) {
+        (true, _) => AccessReason::Admitted,
+        (false, Some(_)) => AccessReason::NoPolicy,
+        (false, None) => AccessReason::AnyHost,
+    }
+}
+
+/// The policies' names are for the access log: the object that decides, and its entry.
+fn enforced(
+    trust_domain: &str,
+    rules: &Rules,
+    service: Option<&ObjectName>,
     connection: bool,
-) -> (Rbac, Option<Rbac>) {
-    let seen = |entry: &&Entry| !(connection && entry.needs_http());
-    let mut enforced = policies(trust_domain, rules.enforced().filter(seen));
+) -> Rbac {
+    let seen = rules.enforced().filter(|entry| seen(entry, connection));
+    let mut enforced = policies(trust_domain, seen);
     if !rules.closed {
         let authenticated = Policy {
             permissions: vec![permission(Rule::Any(true))],
             principals: vec![every(trust_domain)],
             ..Policy::default()
         };
-        enforced.insert("authenticated".to_owned(), authenticated);
+        let name = service.map_or_else(
+            || "ALLOW_ANY".to_owned(),
+            |service| format!("ExternalService/{service}"),
+        );
+        enforced.insert(name, authenticated);
     }
-    let shadow = rules
+    allow(enforced)
+}
+
+/// All entries, as if the dry-run ones were enforced; none if there are none of those.
+fn shadow(trust_domain: &str, rules: &Rules, connection: bool) -> Option<Rbac> {
+    let seen = rules.entries().filter(|entry| seen(entry, connection));
+    rules
         .has_dry_run()
-        .then(|| allow(policies(trust_domain, rules.entries().filter(seen))));
-    (allow(enforced), shadow)
+        .then(|| allow(policies(trust_domain, seen)))
+}
+
+fn seen(entry: &Entry, connection: bool) -> bool {
+    !(connection && entry.needs_http())
 }
 
 fn allow(policies: HashMap<String, Policy>) -> Rbac {

@@ -11,9 +11,10 @@ use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
     HeaderMatcher, Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
+use envoy_types::pb::google::protobuf::Any;
 
 use super::pb::{regex, seconds};
-use super::{Authorization, cluster, forward, rbac, routes_name};
+use super::{Authorization, access_log, cluster, forward, rbac, routes_name};
 use crate::gateway::host::HostName;
 use crate::gateway::policy::{Listener, Route, Upstream};
 
@@ -88,16 +89,28 @@ fn route(
             .map(|host| HostRewriteSpecifier::HostRewriteLiteral(authority(host, &route.upstream))),
         ..RouteAction::default()
     };
-    let rules = match authorization {
-        Authorization::Rbac => rbac::per_route(trust_domain, &route.rules),
-        Authorization::ExtAuthz => rbac::per_route_open(),
+    let mut filters = HashMap::new();
+    let mut configure = |filter: &str, config: Any| {
+        filters.insert(filter.to_owned(), config);
     };
-    let mut filters = HashMap::from([(rbac::FILTER.to_owned(), rules)]);
+    match authorization {
+        Authorization::Rbac => {
+            let service = route.service.as_ref();
+            let rules = rbac::per_route(trust_domain, &route.rules, service);
+            configure(rbac::FILTER, rules);
+            for (filter, kept) in access_log::of_ruled_route(&route.rules, service) {
+                configure(filter, kept);
+            }
+        }
+        Authorization::ExtAuthz => {
+            configure(rbac::FILTER, rbac::per_route_open());
+            let (filter, kept) = access_log::of_asked_route();
+            configure(filter, kept);
+        }
+    }
     if host.is_none() {
-        filters.insert(
-            forward::UPSTREAM_FILTER.to_owned(),
-            forward::dynamic_upstream(route.upstream.port),
-        );
+        let upstream = forward::dynamic_upstream(route.upstream.port);
+        configure(forward::UPSTREAM_FILTER, upstream);
     }
     let authority = HeaderMatcher {
         name: ":authority".to_owned(),
