@@ -7,6 +7,7 @@
 mod access_log;
 mod authz;
 mod bootstrap;
+mod canonical;
 mod cluster;
 mod forward;
 mod listener;
@@ -15,6 +16,8 @@ mod rbac;
 mod resources;
 mod routes;
 mod state;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -68,33 +71,21 @@ fn of_gateway(trust_domain: &str, gateway: &Gateway, settings: &Settings) -> Res
         upstream_ca,
         authorization,
     } = settings;
-    resources.add(tls::certificate(cert_dir), cert_dir);
-    resources.add(
-        tls::trust(cert_dir, trust_domain),
-        &(cert_dir, trust_domain),
-    );
-    for (name, cluster) in cluster::clusters(gateway, upstream_ca) {
-        // The name says everything but the authorities.
-        resources.add(cluster, &(name, upstream_ca));
+    resources.add(tls::certificate(cert_dir));
+    resources.add(tls::trust(cert_dir, trust_domain));
+    for cluster in cluster::clusters(gateway, upstream_ca).into_values() {
+        resources.add(cluster);
     }
     let wildcards = cluster::has_wildcards(gateway);
     for (&port, served) in &gateway.listeners {
-        let routes = routes::configuration(trust_domain, port, served, *authorization);
-        // Of what is passed on only the names are in the routes.
-        let passed_on: Vec<_> = served.passthrough.keys().collect();
-        let source = (trust_domain, &served.hosts, passed_on, authorization);
-        resources.add(routes, &source);
-        // Of the hosts only the names are in a listener, so that a new rule leaves it as it is.
-        let hosts: Vec<_> = served.hosts.keys().collect();
-        let source = (
+        resources.add(routes::configuration(
             trust_domain,
-            hosts,
-            &served.passthrough,
-            wildcards,
-            authorization,
-        );
+            port,
+            served,
+            *authorization,
+        ));
         for one in listener::listeners(trust_domain, port, served, wildcards, *authorization) {
-            resources.add(one, &source);
+            resources.add(one);
         }
     }
     resources
@@ -103,45 +94,4 @@ fn of_gateway(trust_domain: &str, gateway: &Gateway, settings: &Settings) -> Res
 /// Name of the route configuration of a port.
 fn routes_name(port: u16) -> String {
     format!("egress-{port}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gateway::host::HostPattern;
-    use crate::gateway::policy::{Listener, Passthrough};
-
-    fn versions(gateway: &Gateway) -> BTreeMap<&'static str, Vec<String>> {
-        let settings = Settings {
-            cert_dir: "/certs".into(),
-            upstream_ca: "/ca.crt".into(),
-            authorization: Authorization::Rbac,
-        };
-        let resources = of_gateway("cluster.local", gateway, &settings);
-        let versions = |type_url| {
-            let all = resources.of(type_url);
-            all.map(|(_, resource)| resource.version.clone()).collect()
-        };
-        TYPES.map(|type_url| (type_url, versions(type_url))).into()
-    }
-
-    #[test]
-    fn a_name_that_is_passed_on_changes_routes_and_listeners() {
-        let mut gateway = Gateway::default();
-        let listener = gateway.listeners.entry(8443).or_insert(Listener::default());
-        let wildcard = HostPattern::parse("*.some.example").unwrap();
-        listener.hosts.insert(wildcard, BTreeMap::new());
-        let before = versions(&gateway);
-        assert_eq!(before, versions(&gateway.clone()), "the same for the same");
-        let listener = gateway.listeners.get_mut(&8443).unwrap();
-        let name = HostPattern::parse("one.some.example").unwrap();
-        listener
-            .passthrough
-            .insert(name, Passthrough { served: None });
-        let after = versions(&gateway);
-        // Without it the wildcard would go on admitting requests for that name.
-        assert_ne!(before[ROUTES], after[ROUTES]);
-        assert_ne!(before[LISTENERS], after[LISTENERS]);
-        assert_eq!(before[SECRETS], after[SECRETS]);
-    }
 }

@@ -73,10 +73,19 @@ pub(super) fn name(upstream: &Upstream) -> String {
             subject_alt_names,
         }) => {
             let sni = sni.as_ref().map_or("", |sni| sni.as_str());
-            format!("tls|{sni}|{}", subject_alt_names.join(","))
+            let names = subject_alt_names.iter().map(|name| escaped(name));
+            format!("tls|{sni}|{}", names.collect::<Vec<_>>().join(","))
         }
     };
     format!("outbound|{}||{host}|{http}|{tls}", upstream.port)
+}
+
+/// A name that an operator wrote, without what parts names here.
+fn escaped(name: &str) -> String {
+    let parts = ["%", ",", "|"];
+    parts.into_iter().fold(name.to_owned(), |name, part| {
+        name.replace(part, &format!("%{:02X}", part.as_bytes()[0]))
+    })
 }
 
 /// Name of the cluster of a connection that is passed on.

@@ -1,0 +1,456 @@
+//! What is rendered, as messages: versions, and what a change of policy touches.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::Listener as EnvoyListener;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
+use envoy_types::pb::google::protobuf::Any;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::gateway::SpiffeId;
+use crate::gateway::host::{HostName, HostPattern};
+use crate::gateway::path::TextPattern;
+use crate::gateway::policy::{
+    Clients, Entry, HeaderCondition, HostRoutes, Listener, Passthrough, PassthroughRoute, Route,
+    Rules, Upstream, UpstreamHttp, UpstreamTls,
+};
+
+const BOTH: [Authorization; 2] = [Authorization::Rbac, Authorization::ExtAuthz];
+
+fn settings(authorization: Authorization) -> Settings {
+    Settings {
+        cert_dir: "/certs".into(),
+        upstream_ca: "/ca.crt".into(),
+        authorization,
+    }
+}
+
+fn host(name: &str) -> HostName {
+    HostName::parse(name).unwrap()
+}
+
+fn pattern(text: &str) -> HostPattern {
+    HostPattern::parse(text).unwrap()
+}
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", "bookinfo", account).unwrap()
+}
+
+fn entry(at: usize, dry_run: bool) -> Entry {
+    Entry {
+        policy: ObjectName::new("istio-egress", &format!("policy-{}", at / 3)),
+        index: at % 3,
+        clients: match at % 3 {
+            0 => Clients::Every,
+            1 => Clients::These(BTreeSet::from([id("productpage")])),
+            _ => Clients::These(BTreeSet::from([id("reviews"), id("ratings")])),
+        },
+        methods: BTreeSet::from(["GET".to_owned(), "HEAD".to_owned()]),
+        paths: BTreeSet::from([TextPattern::Prefix("/v1/".to_owned())]),
+        ip_blocks: BTreeSet::from(["10.0.0.0/8".parse().unwrap()]),
+        headers: vec![HeaderCondition {
+            name: "x-team".to_owned(),
+            values: vec![TextPattern::Exact("red".to_owned())],
+            not_values: vec![TextPattern::Suffix("x".to_owned())],
+        }],
+        dry_run,
+    }
+}
+
+fn rules(closed: bool, entries: usize, dry: usize) -> Rules {
+    let entries = (0..entries + dry).map(|at| entry(at, at >= entries));
+    Rules::new(closed, entries.map(Arc::new).collect())
+}
+
+/// A policy with several of everything, so that each map has several entries.
+fn policy(entries: usize, dry: usize, wildcard: bool) -> GatewayPolicy {
+    let rules = rules(entries > 0, entries, dry);
+    let to = |name: Option<&str>, tls: bool| Upstream {
+        host: name.map(host),
+        port: 443,
+        http: UpstreamHttp::Negotiated,
+        tls: tls.then(|| UpstreamTls {
+            sni: name.map(host),
+            subject_alt_names: name.map(str::to_owned).into_iter().collect(),
+        }),
+    };
+    let route = |upstream| Route {
+        service: Some(ObjectName::new("global", "api")),
+        upstream,
+        rules: rules.clone(),
+    };
+    let mut listener = Listener::default();
+    for name in ["api.example", "www.example"] {
+        let routes = [
+            (80, route(to(Some(name), true))),
+            (81, route(to(Some(name), false))),
+        ];
+        listener.hosts.insert(pattern(name), routes.into());
+    }
+    if wildcard {
+        let routes = [(80, route(to(None, true)))];
+        listener
+            .hosts
+            .insert(pattern("*.wild.example"), routes.into());
+    }
+    let mut blind: Vec<Entry> = rules.entries().cloned().collect();
+    for entry in &mut blind {
+        entry.methods.clear();
+        entry.paths.clear();
+        entry.headers.clear();
+    }
+    let passed_on = PassthroughRoute {
+        service: ObjectName::new("global", "db"),
+        host: Some(host("db.example")),
+        port: 5432,
+        rules: Rules::new(true, blind.into_iter().map(Arc::new).collect()),
+    };
+    let passed_on = Passthrough {
+        served: Some(passed_on),
+    };
+    listener
+        .passthrough
+        .insert(pattern("db.example"), passed_on);
+    let gateway = Gateway {
+        listeners: [(8443, listener)].into(),
+    };
+    GatewayPolicy {
+        trust_domain: "cluster.local".to_owned(),
+        gateways: [(ObjectName::new("istio-egress", "egress-vg"), gateway)].into(),
+    }
+}
+
+fn rendered(policy: &GatewayPolicy, authorization: Authorization) -> Arc<Resources> {
+    let rendered = render(policy, &settings(authorization));
+    rendered.into_values().next().expect("it has one gateway")
+}
+
+/// The types of which something differs.
+fn changed(before: &Resources, after: &Resources) -> Vec<&'static str> {
+    let versions = |of: &Resources, type_url: &str| -> Vec<(String, String)> {
+        let all = of.of(type_url);
+        all.map(|(name, one)| (name.clone(), one.version.clone()))
+            .collect()
+    };
+    let differs = |type_url: &&str| versions(before, type_url) != versions(after, type_url);
+    TYPES.into_iter().filter(differs).collect()
+}
+
+fn the_listener(policy: &mut GatewayPolicy) -> &mut Listener {
+    let gateway = policy.gateways.values_mut().next().unwrap();
+    gateway.listeners.get_mut(&8443).unwrap()
+}
+
+fn the_route(policy: &mut GatewayPolicy) -> &mut Route {
+    let routes = the_listener(policy).hosts.values_mut().next().unwrap();
+    routes.get_mut(&80).unwrap()
+}
+
+fn passed_on(policy: &mut GatewayPolicy) -> &mut PassthroughRoute {
+    let passed_on = the_listener(policy).passthrough.values_mut().next();
+    passed_on.unwrap().served.as_mut().unwrap()
+}
+
+/// Changes the first entry of rules.
+fn with_entry(rules: &mut Rules, change: fn(&mut Entry)) {
+    let mut entries: Vec<Entry> = rules.entries().cloned().collect();
+    change(&mut entries[0]);
+    *rules = Rules::new(rules.closed, entries.into_iter().map(Arc::new).collect());
+}
+
+fn tls(policy: &mut GatewayPolicy) -> &mut UpstreamTls {
+    the_route(policy).upstream.tls.as_mut().unwrap()
+}
+
+/// What changes, the types that tell of it where Envoy decides, and where the policy server does.
+type Mutation = (
+    &'static str,
+    fn(&mut GatewayPolicy),
+    &'static [&'static str],
+    &'static [&'static str],
+);
+
+const MUTATIONS: [Mutation; 26] = [
+    (
+        "trust domain",
+        |it| it.trust_domain = "other".to_owned(),
+        &[SECRETS, LISTENERS, ROUTES],
+        &[SECRETS],
+    ),
+    (
+        "service of a route",
+        |it| the_route(it).service = Some(ObjectName::new("global", "x")),
+        &[ROUTES],
+        &[ROUTES],
+    ),
+    (
+        "no service",
+        |it| the_route(it).service = None,
+        &[ROUTES],
+        &[ROUTES],
+    ),
+    (
+        "outside host",
+        |it| the_route(it).upstream.host = Some(host("x.example")),
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "outside port",
+        |it| the_route(it).upstream.port = 444,
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "HTTP outside",
+        |it| the_route(it).upstream.http = UpstreamHttp::Http2,
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "TLS outside",
+        |it| the_route(it).upstream.tls = None,
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "server name outside",
+        |it| tls(it).sni = Some(host("x.example")),
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "names of the server",
+        |it| tls(it).subject_alt_names.push("x.example".to_owned()),
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "one name that looks like two",
+        |it| tls(it).subject_alt_names = vec!["api.example,b".to_owned()],
+        &[CLUSTERS, ROUTES],
+        &[CLUSTERS, ROUTES],
+    ),
+    (
+        "closed",
+        |it| the_route(it).rules.closed ^= true,
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's policy",
+        |it| with_entry(&mut the_route(it).rules, |it| it.policy.name.push('x')),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's position",
+        |it| with_entry(&mut the_route(it).rules, |it| it.index = 9),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's clients",
+        |it| {
+            with_entry(&mut the_route(it).rules, |it| {
+                it.clients = Clients::These(BTreeSet::from([id("details")]));
+            })
+        },
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's methods",
+        |it| with_entry(&mut the_route(it).rules, |it| it.methods.clear()),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's paths",
+        |it| with_entry(&mut the_route(it).rules, |it| it.paths.clear()),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's addresses",
+        |it| with_entry(&mut the_route(it).rules, |it| it.ip_blocks.clear()),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's headers",
+        |it| {
+            with_entry(&mut the_route(it).rules, |it| {
+                it.headers[0].not_values.clear()
+            })
+        },
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "an entry's trial",
+        |it| with_entry(&mut the_route(it).rules, |it| it.dry_run ^= true),
+        &[ROUTES],
+        &[],
+    ),
+    (
+        "client port",
+        |it| {
+            let routes = the_listener(it).hosts.values_mut().next().unwrap();
+            let route = routes.remove(&80).unwrap();
+            routes.insert(8080, route);
+        },
+        &[ROUTES],
+        &[ROUTES],
+    ),
+    (
+        "a host that is not served",
+        |it| {
+            the_listener(it)
+                .hosts
+                .insert(pattern("no.example"), HostRoutes::new());
+        },
+        &[ROUTES],
+        &[ROUTES],
+    ),
+    (
+        "what is passed on has another service",
+        |it| passed_on(it).service.name.push('x'),
+        &[LISTENERS],
+        &[LISTENERS],
+    ),
+    (
+        "what is passed on goes elsewhere",
+        |it| passed_on(it).host = Some(host("x.example")),
+        &[CLUSTERS, LISTENERS],
+        &[CLUSTERS, LISTENERS],
+    ),
+    (
+        "what is passed on goes to another port",
+        |it| passed_on(it).port = 1,
+        &[CLUSTERS, LISTENERS],
+        &[CLUSTERS, LISTENERS],
+    ),
+    (
+        "what is passed on has other rules",
+        |it| with_entry(&mut passed_on(it).rules, |it| it.ip_blocks.clear()),
+        &[LISTENERS],
+        &[],
+    ),
+    (
+        "another name is passed on",
+        |it| {
+            let name = pattern("one.example");
+            let listener = the_listener(it);
+            listener
+                .passthrough
+                .insert(name, Passthrough { served: None });
+        },
+        &[LISTENERS, ROUTES],
+        &[LISTENERS, ROUTES],
+    ),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Maps are built anew each time, in another order; equal policy is one version all the same.
+    #[test]
+    fn equal_policy_has_equal_bytes(entries in 0..6_usize, dry in 0..4_usize, wildcard: bool) {
+        for authorization in BOTH {
+            let one = rendered(&policy(entries, dry, wildcard), authorization);
+            for _ in 0..4 {
+                let other = rendered(&policy(entries, dry, wildcard), authorization);
+                prop_assert_eq!(&one, &other);
+            }
+        }
+    }
+
+    #[test]
+    fn every_change_has_its_version(entries in 1..5_usize, dry in 0..3_usize, wildcard: bool) {
+        for (what, change, ruled, asked) in MUTATIONS {
+            let before = policy(entries, dry, wildcard);
+            let mut after = before.clone();
+            change(&mut after);
+            for (authorization, expected) in BOTH.into_iter().zip([ruled, asked]) {
+                let (one, other) = (rendered(&before, authorization), rendered(&after, authorization));
+                prop_assert_eq!(changed(&one, &other), expected, "{} {:?}", what, authorization);
+            }
+        }
+    }
+}
+
+/// Sorting its entries leaves a message what it was.
+#[test]
+fn bytes_in_order_are_the_same_message() {
+    let policy = policy(5, 3, true);
+    let (id, gateway) = policy.gateways.iter().next().unwrap();
+    let rendered = &render(&policy, &settings(Authorization::Rbac))[id];
+    let listener = &gateway.listeners[&8443];
+    let decode = |type_url, name: &str| rendered.by_type[type_url][name].body.value.clone();
+
+    let plain = routes::configuration(&policy.trust_domain, 8443, listener, Authorization::Rbac);
+    let sorted = RouteConfiguration::decode(&*decode(ROUTES, "egress-8443")).unwrap();
+    let rules = |one: &RouteConfiguration| -> Vec<RbacPerRoute> {
+        let routes = one.virtual_hosts.iter().flat_map(|host| &host.routes);
+        let rules = routes.map(|route| &route.typed_per_filter_config[rbac::FILTER]);
+        rules
+            .map(|rules| RbacPerRoute::decode(&*rules.value).unwrap())
+            .collect()
+    };
+    assert_eq!(rules(&plain), rules(&sorted));
+    assert!(rules(&plain).len() >= 5);
+    let other = |mut one: RouteConfiguration| {
+        for route in one
+            .virtual_hosts
+            .iter_mut()
+            .flat_map(|host| &mut host.routes)
+        {
+            route.typed_per_filter_config.remove(rbac::FILTER);
+        }
+        one
+    };
+    assert_eq!(other(plain), other(sorted));
+
+    let plain = listener::listeners(
+        &policy.trust_domain,
+        8443,
+        listener,
+        true,
+        Authorization::Rbac,
+    );
+    let sorted = EnvoyListener::decode(&*decode(LISTENERS, "egress-8443-v4")).unwrap();
+    let filters = |one: &EnvoyListener| -> Vec<(String, usize)> {
+        let filters = one.filter_chains.iter().flat_map(|chain| &chain.filters);
+        let size = |config: &Option<ConfigType>| match config {
+            Some(ConfigType::TypedConfig(Any { value, .. })) => value.len(),
+            _ => 0,
+        };
+        filters
+            .map(|one| (one.name.clone(), size(&one.config_type)))
+            .collect()
+    };
+    assert_eq!(filters(&plain[0]), filters(&sorted));
+
+    for (name, plain) in cluster::clusters(gateway, "/ca.crt".as_ref()) {
+        assert_eq!(plain, Cluster::decode(&*decode(CLUSTERS, &name)).unwrap());
+    }
+}
+
+/// What stands of requests on a connection would go on by the old listener until it has drained.
+#[test]
+fn rules_of_requests_are_in_routes_alone() {
+    let before = policy(2, 1, false);
+    let mut after = before.clone();
+    the_route(&mut after).rules = rules(true, 4, 0);
+    let before = rendered(&before, Authorization::Rbac);
+    let after = rendered(&after, Authorization::Rbac);
+    assert_eq!(changed(&before, &after), [ROUTES]);
+}
