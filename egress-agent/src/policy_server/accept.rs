@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -330,8 +330,7 @@ impl AsyncRead for Connection {
             // As if the caller had closed it.
             return Poll::Ready(Ok(()));
         }
-        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
-        Poll::Ready(read)
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 

@@ -1,9 +1,11 @@
 //! Certificates from the SPIFFE Workload API.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use spiffe::workload_api::WorkloadApiError;
 use spiffe::{TrustDomain, WorkloadApiClient, X509Context};
 use tokio::time::sleep;
 
@@ -17,49 +19,52 @@ pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Pu
     let (first, longest) = RETRY;
     let mut wait = first;
     loop {
-        let trouble = tokio::select! {
-            () = publisher_closed(&publisher) => return,
-            connected = WorkloadApiClient::connect_to(endpoint) => match connected {
-                Ok(client) => match client.stream_x509_contexts().await {
-                    Ok(stream) => {
-                        let mut stream = std::pin::pin!(stream);
-                        loop {
-                            let next = tokio::select! {
-                                () = publisher_closed(&publisher) => return,
-                                next = stream.next() => next,
-                            };
-                            match next {
-                                Some(Ok(context)) => match identity(&context, trust_domain) {
-                                    Ok(identity) => {
-                                        wait = first;
-                                        publisher.good(identity);
-                                    }
-                                    Err(error) => publisher.bad(endpoint, &error.to_string()),
-                                },
-                                Some(Err(error)) => break error.to_string(),
-                                None => break "it ended the stream".to_owned(),
-                            }
+        let connected = tokio::select! {
+            () = publisher.closed() => return,
+            connected = connect(endpoint) => connected,
+        };
+        let trouble = match connected {
+            Ok(contexts) => {
+                let mut contexts = pin!(contexts);
+                loop {
+                    let next = tokio::select! {
+                        () = publisher.closed() => return,
+                        next = contexts.next() => next,
+                    };
+                    let context = match next {
+                        Some(Ok(context)) => context,
+                        Some(Err(error)) => break error.to_string(),
+                        None => break "it ended the stream".to_owned(),
+                    };
+                    match identity(&context, trust_domain) {
+                        Ok(identity) => {
+                            wait = first;
+                            publisher.good(identity);
                         }
+                        Err(error) => publisher.bad(endpoint, &error.to_string()),
                     }
-                    Err(error) => error.to_string(),
-                },
-                Err(error) => error.to_string(),
-            },
+                }
+            }
+            Err(error) => error.to_string(),
         };
         publisher.bad(
             endpoint,
             &format!("no certificate from the SPIFFE Workload API: {trouble}"),
         );
         tokio::select! {
-            () = publisher_closed(&publisher) => return,
+            () = publisher.closed() => return,
             () = sleep(wait) => {}
         }
         wait = (wait * 2).min(longest);
     }
 }
 
-async fn publisher_closed(publisher: &Publisher) {
-    publisher.closed().await;
+type Context = Result<X509Context, WorkloadApiError>;
+
+/// Each change of what the Workload API has for us.
+async fn connect(endpoint: &str) -> Result<impl Stream<Item = Context> + Send, WorkloadApiError> {
+    let client = WorkloadApiClient::connect_to(endpoint).await?;
+    client.stream_x509_contexts().await
 }
 
 fn identity(context: &X509Context, trust_domain: &str) -> Result<Identity, IdentityError> {
