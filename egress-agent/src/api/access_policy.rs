@@ -194,4 +194,6 @@ pub struct HeaderValues {
     #[serde(default)]
     #[schemars(schema_with = "schema::header_values")]
     pub not_values: Vec<String>,
+    #[serde(flatten)]
+    pub other: Unsupported,
 }

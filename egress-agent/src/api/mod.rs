@@ -72,6 +72,9 @@ pub struct ObjectRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub cluster: Option<String>,
+    /// Fields that are not supported; see [`Unsupported`].
+    #[serde(flatten)]
+    pub other: Unsupported,
 }
 
 /// A port by number, by name, or both.
@@ -86,6 +89,9 @@ pub struct PortRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub name: Option<String>,
+    /// Fields that are not supported; see [`Unsupported`].
+    #[serde(flatten)]
+    pub other: Unsupported,
 }
 
 /// Fields of an object that no type of ours names. They are kept so that they can be reported,

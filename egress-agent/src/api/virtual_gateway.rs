@@ -116,6 +116,8 @@ pub struct ListenerPort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
+    #[serde(flatten)]
+    pub other: Unsupported,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

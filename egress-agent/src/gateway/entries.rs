@@ -117,10 +117,12 @@ pub(super) fn read(
         refused |= report.unsupported(&field, &matches.other);
         refused |= report.unsupported(&format!("{field}.request"), &matches.request.other);
         for (name, values) in &matches.request.headers {
+            let at = format!("{field}.request.headers.{name}");
+            refused |= report.unsupported(&at, &values.other);
             match read_header(name, values) {
                 Ok(condition) => headers.push(condition),
                 Err(reason) => {
-                    report.refused(format!("{field}.request.headers.{name}"), reason);
+                    report.refused(at, reason);
                     refused = true;
                 }
             }

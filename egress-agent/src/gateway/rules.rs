@@ -222,6 +222,9 @@ fn read_target(
     let selector = &destination.selector;
     let mut admits = !report.unsupported(field, &destination.other);
     admits &= !report.unsupported(&format!("{field}.selector"), &selector.other);
+    if let Some(port) = &destination.port {
+        admits &= !report.unsupported(&format!("{field}.port"), &port.other);
+    }
     match destination.kind.as_str() {
         "EXTERNAL_SERVICE" => {}
         "SERVICE" | "VIRTUAL_DESTINATION" => {

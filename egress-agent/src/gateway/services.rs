@@ -138,7 +138,11 @@ fn read_port(
         bad |= report.unsupported(&format!("{field}.clientsideTls"), &tls.other);
     }
     if let Some(routes) = routes {
-        bad |= report.unsupported(&format!("{field}.egressGatewayRoutes"), &routes.other);
+        let field = format!("{field}.egressGatewayRoutes");
+        bad |= report.unsupported(&field, &routes.other);
+        for (at, gateway) in routes.virtual_gateway_refs.iter().enumerate() {
+            bad |= report.unsupported(&format!("{field}.virtualGatewayRefs[{at}]"), &gateway.other);
+        }
     }
     let Some(routes) = routes else {
         report.ignored(

@@ -37,6 +37,7 @@ fn unsupported_conditions_admit_nobody() {
         ("headers.x-a", Value::Null),
         ("headers.x-forwarded-for", Value::Null),
         ("match.source", Value::Null),
+        ("headers.x-b.notValue", Value::Null),
     ] {
         let mut authz = json!({ "allowedClients": [{}] });
         match field {
@@ -47,6 +48,11 @@ fn unsupported_conditions_admit_nobody() {
             "headers.x-forwarded-for" => {
                 authz["match"] = json!({ "request": { "headers": {
                     "x-forwarded-for": { "values": ["*"] },
+                } } });
+            }
+            "headers.x-b.notValue" => {
+                authz["match"] = json!({ "request": { "headers": {
+                    "x-b": { "values": ["*"], "notValue": ["a"] },
                 } } });
             }
             "match.source" => authz["match"] = json!({ "source": {} }),
@@ -107,6 +113,9 @@ fn a_destination_that_is_not_understood_closes() {
     let mut bad = mk_to("api");
     bad["port"] = json!({ "number": 80 });
     check(&to(bad), Ignored, "port", false);
+    let mut bad = mk_to("api");
+    bad["port"] = json!({ "numbr": 443 });
+    check(&to(bad), Refused, "port.numbr", false);
     check(
         &to(json!({ "kind": "EXTERNAL_SERVICE" })),
         Refused,

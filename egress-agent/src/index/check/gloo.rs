@@ -75,6 +75,7 @@ pub(in crate::index) fn virtual_gateway(spec: &VirtualGatewaySpec) -> Vec<Findin
     for (i, listener) in spec.listeners.iter().enumerate() {
         let at = format!("spec.listeners[{i}]");
         fields.ignore(&at, &listener.other);
+        fields.ignore(&format!("{at}.port"), &listener.port.other);
         if listener.port.number == 0 {
             fields.wrong(format!("{at}.port.number"), "must be a port (1 to 65535)");
         }
@@ -122,10 +123,14 @@ pub(in crate::index) fn external_service(spec: &ExternalServiceSpec) -> Vec<Find
             fields.refuse(&format!("{at}.clientsideTls"), &tls.other);
         }
         if let Some(routes) = &port.egress_gateway_routes {
-            fields.ignore(&format!("{at}.egressGatewayRoutes"), &routes.other);
+            let at = format!("{at}.egressGatewayRoutes");
+            fields.ignore(&at, &routes.other);
+            for (j, gateway) in routes.virtual_gateway_refs.iter().enumerate() {
+                // With a namespace misspelt it would name another gateway.
+                fields.refuse(&format!("{at}.virtualGatewayRefs[{j}]"), &gateway.other);
+            }
             if routes.port_match == Some(0) {
-                let field = format!("{at}.egressGatewayRoutes.portMatch");
-                fields.wrong(field, "must be a port (1 to 65535)");
+                fields.wrong(format!("{at}.portMatch"), "must be a port (1 to 65535)");
             }
         }
     }
@@ -153,6 +158,9 @@ pub(in crate::index) fn access_policy(spec: &AccessPolicySpec) -> Vec<Finding> {
         let at = format!("spec.applyToDestinations[{i}]");
         fields.refuse(&at, &destination.other);
         fields.selector(&format!("{at}.selector"), &destination.selector);
+        if let Some(port) = &destination.port {
+            fields.refuse(&format!("{at}.port"), &port.other);
+        }
         let kind = &destination.kind;
         if matches!(kind.as_str(), "SERVICE" | "VIRTUAL_DESTINATION") {
             let reason = "egress gateways know EXTERNAL_SERVICE only";
@@ -221,6 +229,10 @@ fn authz(entry: &Authz, at: &str, fields: &mut Fields) {
     }
     if let Some(matches) = &entry.matches {
         fields.refuse(&format!("{at}.match"), &matches.other);
-        fields.refuse(&format!("{at}.match.request"), &matches.request.other);
+        let at = format!("{at}.match.request");
+        fields.refuse(&at, &matches.request.other);
+        for (name, values) in &matches.request.headers {
+            fields.refuse(&format!("{at}.headers.{name}"), &values.other);
+        }
     }
 }
