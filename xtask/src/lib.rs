@@ -10,6 +10,7 @@ pub mod cmd;
 pub mod crds;
 pub mod demo;
 pub mod deploy;
+pub mod e2e;
 pub mod ebpf;
 pub mod node;
 pub mod test;

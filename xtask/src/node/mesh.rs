@@ -28,24 +28,54 @@ pub fn get(
     path: &str,
     wait: Duration,
 ) -> Result<Message> {
+    let mut session = Session::open(peer, certs, authority, wait)?;
+    session.get(path)
+}
+
+/// A connection for several requests.
+#[derive(Debug)]
+pub(crate) struct Session {
+    stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
+    authority: String,
+}
+
+impl Session {
+    pub(crate) fn open(
+        peer: SocketAddr,
+        certs: &Path,
+        authority: &str,
+        wait: Duration,
+    ) -> Result<Self> {
+        let name: ServerName<'_> = authority.to_owned().try_into().context("a host name")?;
+        let session = ClientConnection::new(Arc::new(config(certs)?), name)?;
+        let stream = TcpStream::connect_timeout(&peer, wait)?;
+        stream.set_read_timeout(Some(wait))?;
+        Ok(Self {
+            stream: BufReader::new(StreamOwned::new(session, stream)),
+            authority: authority.to_owned(),
+        })
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> Result<Message> {
+        http::write_request(self.stream.get_mut(), &self.authority, path)?;
+        http::read(&mut self.stream)?.context("the connection was closed")
+    }
+}
+
+fn config(certs: &Path) -> Result<ClientConfig> {
     let read = |name: &str| {
         let path = certs.join(name);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read("tls.crt")?).collect();
     let key = PrivateKeyDer::from_pem_slice(&read("tls.key")?).context("tls.key")?;
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_auth_cert(chain.context("tls.crt")?, key)?;
-    let name: ServerName<'_> = authority.to_owned().try_into().context("a host name")?;
-    let session = ClientConnection::new(Arc::new(config), name)?;
-    let stream = TcpStream::connect_timeout(&peer, wait)?;
-    stream.set_read_timeout(Some(wait))?;
-    let mut stream = BufReader::new(StreamOwned::new(session, stream));
-    http::write_request(stream.get_mut(), authority, path)?;
-    http::read(&mut stream)?.context("the connection was closed")
+    Ok(
+        ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_client_auth_cert(chain.context("tls.crt")?, key)?,
+    )
 }
 
 /// Takes every server.

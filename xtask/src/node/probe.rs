@@ -265,7 +265,7 @@ impl Forged {
     }
 }
 
-pub(super) fn any(like: SocketAddr) -> SocketAddr {
+pub(crate) fn any(like: SocketAddr) -> SocketAddr {
     if like.is_ipv4() {
         ([0; 4], 0).into()
     } else {

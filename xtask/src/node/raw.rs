@@ -11,7 +11,7 @@ const UDP: u8 = 17;
 const SOURCE_PORT: u16 = 40_000;
 
 /// An IP packet with a UDP datagram, checksums and all. Ports in host byte order.
-pub(super) fn udp_packet(
+pub(crate) fn udp_packet(
     source: IpAddr,
     destination: IpAddr,
     port: u16,
@@ -60,7 +60,7 @@ pub(super) fn udp_packet(
 }
 
 /// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([
@@ -75,7 +75,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// An Ethernet frame around an IP packet, with a VLAN tag if one is given.
-pub(super) fn ethernet_frame(
+pub(crate) fn ethernet_frame(
     to: [u8; 6],
     from: [u8; 6],
     vlan: Option<u16>,
@@ -97,7 +97,7 @@ pub(super) fn ethernet_frame(
 }
 
 /// Sends an IP packet with its own header.
-pub(super) fn send_raw(packet: &[u8], destination: IpAddr) -> Result<()> {
+pub(crate) fn send_raw(packet: &[u8], destination: IpAddr) -> Result<()> {
     let family = if destination.is_ipv4() {
         libc::AF_INET
     } else {
@@ -117,7 +117,7 @@ pub(super) fn send_raw(packet: &[u8], destination: IpAddr) -> Result<()> {
 }
 
 /// Sends a frame on a device, past the IP stack.
-pub(super) fn send_frame(device: &str, frame: &[u8]) -> Result<()> {
+pub(crate) fn send_frame(device: &str, frame: &[u8]) -> Result<()> {
     let socket = packet_socket(device)?;
     // SAFETY: the buffer is as long as is said.
     let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
@@ -129,7 +129,7 @@ pub(super) fn send_frame(device: &str, frame: &[u8]) -> Result<()> {
 }
 
 /// A socket for the frames of a device; reading times out after a tenth of a second.
-pub(super) fn packet_socket(device: &str) -> Result<OwnedFd> {
+pub(crate) fn packet_socket(device: &str) -> Result<OwnedFd> {
     let protocol = u16::try_from(libc::ETH_P_ALL)
         .expect("an EtherType")
         .to_be();

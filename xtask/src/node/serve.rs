@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{http, plan};
 
 /// The outside host: HTTP, HTTPS with `tls.crt` and `tls.key` of a directory, and UDP echo.
-pub(super) fn outside(certificates: &Path) -> Result<()> {
+pub(crate) fn outside(certificates: &Path) -> Result<()> {
     let tls = Arc::new(tls(certificates)?);
     let https = listen(plan::OUTSIDE_HTTPS)?;
     accept(https, move |stream| {
@@ -38,7 +38,7 @@ pub(super) fn outside(certificates: &Path) -> Result<()> {
 }
 
 /// A workload: answers HTTP requests and echoes datagrams on one port.
-pub(super) fn workload(name: &str, port: u16) -> Result<()> {
+pub(crate) fn workload(name: &str, port: u16) -> Result<()> {
     let listener = listen(port)?;
     let own = name.to_owned();
     accept(listener, move |stream| {

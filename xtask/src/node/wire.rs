@@ -123,7 +123,7 @@ fn record(socket: &OwnedFd, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
 }
 
 /// Reads an Ethernet frame; `None` for what is not IP.
-fn parse(frame: &[u8]) -> Option<Seen> {
+pub(crate) fn parse(frame: &[u8]) -> Option<Seen> {
     let packet = frame.get(14..)?;
     let (source, destination, protocol, first, payload): (IpAddr, IpAddr, u8, bool, &[u8]) =
         match frame.get(12..14)? {

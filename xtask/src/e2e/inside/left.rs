@@ -1,0 +1,119 @@
+//! What is left of Sallyport on a node: programs, pins, devices of the suite itself.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+/// Commands of `bpf(2)`.
+const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// Where the name is in `struct bpf_prog_info`, and its length.
+const NAME_AT: usize = 64;
+const NAME_LENGTH: usize = 16;
+/// What the names of our programs begin with.
+const OURS: &str = "sp_";
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The node's BPF file system
+    #[arg(long, default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+}
+
+/// All empty: nothing is left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Names of loaded programs.
+    pub programs: Vec<String>,
+    /// Files below the pin directory.
+    pub pins: Vec<String>,
+}
+
+impl Left {
+    pub fn nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Args {
+    pub fn run(&self) -> Result<Left> {
+        let root = self.bpffs.join("sallyport");
+        let pins = match fs::read_dir(&root) {
+            Ok(entries) => entries
+                .map(|entry| Ok(entry?.path().display().to_string()))
+                .collect::<io::Result<Vec<_>>>()
+                .map(|mut below| {
+                    below.push(root.display().to_string());
+                    below
+                }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        let pins = pins.with_context(|| format!("cannot look into {}", root.display()))?;
+        let mut programs = programs()?;
+        programs.retain(|name| name.starts_with(OURS));
+        programs.sort();
+        Ok(Left { programs, pins })
+    }
+}
+
+/// Names of all programs in the kernel.
+fn programs() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut id = 0u32;
+    loop {
+        let mut next = [id, 0, 0];
+        match bpf(BPF_PROG_GET_NEXT_ID, &mut next) {
+            Ok(_) => id = next[1],
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(names),
+            Err(error) => return Err(error).context("cannot list BPF programs"),
+        }
+        match bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0]) {
+            // SAFETY: the kernel opened it for us just now.
+            Ok(fd) => names.push(name(&unsafe { OwnedFd::from_raw_fd(fd) })?),
+            // It went away meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error).context("cannot open a BPF program"),
+        }
+    }
+}
+
+fn name(program: &OwnedFd) -> Result<String> {
+    let mut info = [0u8; 256];
+    let fd = u32::try_from(program.as_raw_fd()).context("a file descriptor")?;
+    let length = u32::try_from(info.len()).expect("a small buffer");
+    let address = u64::try_from(info.as_mut_ptr().expose_provenance()).context("an address")?;
+    // A pointer is 64 bits in this structure on every machine.
+    let halves = address.to_ne_bytes();
+    let half = |at: usize| {
+        u32::from_ne_bytes(halves[at..at + 4].try_into().expect("four of eight bytes"))
+    };
+    let mut question = [fd, length, half(0), half(4)];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut question).context("cannot ask about a BPF program")?;
+    let name = &info[NAME_AT..NAME_AT + NAME_LENGTH];
+    let end = name.iter().position(|byte| *byte == 0);
+    Ok(String::from_utf8_lossy(&name[..end.unwrap_or(NAME_LENGTH)]).into_owned())
+}
+
+/// `bpf(2)` with as much of its union as the command reads; the kernel takes the rest as zeroes.
+fn bpf<const N: usize>(command: libc::c_int, attributes: &mut [u32; N]) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes no more than the size that is said, and what an attribute
+    // points to lives in the caller's frame with the length that it says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_mut_ptr(),
+            size_of_val(attributes),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}

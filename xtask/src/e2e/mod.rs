@@ -1,0 +1,2 @@
+//! The `e2e` verb.
+pub mod inside;
