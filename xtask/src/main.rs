@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, binaries, checks, crds, demo, deploy, node, test, tools, workspace::Workspace};
+use xtask::{
+    bench, binaries, checks, crds, demo, deploy, e2e, node, test, tools, workspace::Workspace,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -36,6 +38,8 @@ enum Verb {
     Test(test::Args),
     /// Measure what the kernel programs cost a packet
     Bench(bench::Args),
+    /// Try everything in a real cluster, case by case
+    E2e(Box<e2e::Args>),
     /// What the node in miniature starts inside itself
     #[command(subcommand, hide = true)]
     Node(node::inner::Inner),
@@ -69,6 +73,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Manifests(args) => deploy::run(&workspace, args),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
+        Verb::E2e(args) => e2e::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }
 }

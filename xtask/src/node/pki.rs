@@ -62,10 +62,10 @@ impl Authority {
             .with_context(|| format!("certificate of {id}"))
     }
 
-    /// Writes `tls.crt` and `tls.key` of a server with this name, and `ca.crt`.
-    pub fn issue_server(&self, name: &str, directory: &Path) -> Result<()> {
+    /// Writes `tls.crt` and `tls.key` of a server with this name, and `ca.crt`, for this user.
+    pub fn issue_server(&self, name: &str, directory: &Path, uid: u32) -> Result<()> {
         let san = SanType::DnsName(name.try_into().context("a DNS name")?);
-        self.issue(san, directory, 0)
+        self.issue(san, directory, uid)
             .with_context(|| format!("certificate of {name}"))
     }
 

@@ -48,7 +48,8 @@ pub(super) fn certify(node: &Node, pods: &Pods) -> Result<()> {
     let agent = node.directory().join("certs/agent");
     mesh.issue_workload(AGENT.0, AGENT.1, &agent, 0)?;
     let public = Authority::new("public web")?;
-    public.issue_server(plan::OUTSIDE_NAME, &node.directory().join("certs/outside"))?;
+    let outside = node.directory().join("certs/outside");
+    public.issue_server(plan::OUTSIDE_NAME, &outside, 0)?;
     fs::write(node.directory().join("upstream/ca.crt"), public.pem())
         .context("cannot write the outside host's authority")
 }

@@ -1,5 +1,6 @@
 //! What is left of Sallyport on a node: programs, pins, devices of the suite itself.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -28,8 +29,8 @@ pub struct Args {
 /// All empty: nothing is left.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
-    /// Names of loaded programs.
-    pub programs: Vec<String>,
+    /// Loaded programs, by their number in the kernel.
+    pub programs: BTreeMap<u32, String>,
     /// Files below the pin directory.
     pub pins: Vec<String>,
 }
@@ -56,15 +57,14 @@ impl Args {
         };
         let pins = pins.with_context(|| format!("cannot look into {}", root.display()))?;
         let mut programs = programs()?;
-        programs.retain(|name| name.starts_with(OURS));
-        programs.sort();
+        programs.retain(|_, name| name.starts_with(OURS));
         Ok(Left { programs, pins })
     }
 }
 
-/// Names of all programs in the kernel.
-fn programs() -> Result<Vec<String>> {
-    let mut names = Vec::new();
+/// All programs in the kernel, which nodes on the same machine share.
+fn programs() -> Result<BTreeMap<u32, String>> {
+    let mut names = BTreeMap::new();
     let mut id = 0u32;
     loop {
         let mut next = [id, 0, 0];
@@ -74,8 +74,11 @@ fn programs() -> Result<Vec<String>> {
             Err(error) => return Err(error).context("cannot list BPF programs"),
         }
         match bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0]) {
-            // SAFETY: the kernel opened it for us just now.
-            Ok(fd) => names.push(name(&unsafe { OwnedFd::from_raw_fd(fd) })?),
+            Ok(fd) => {
+                // SAFETY: the kernel opened it for us just now.
+                let name = name(&unsafe { OwnedFd::from_raw_fd(fd) })?;
+                names.insert(id, name);
+            }
             // It went away meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error).context("cannot open a BPF program"),
@@ -90,9 +93,8 @@ fn name(program: &OwnedFd) -> Result<String> {
     let address = u64::try_from(info.as_mut_ptr().expose_provenance()).context("an address")?;
     // A pointer is 64 bits in this structure on every machine.
     let halves = address.to_ne_bytes();
-    let half = |at: usize| {
-        u32::from_ne_bytes(halves[at..at + 4].try_into().expect("four of eight bytes"))
-    };
+    let half =
+        |at: usize| u32::from_ne_bytes(halves[at..at + 4].try_into().expect("four of eight bytes"));
     let mut question = [fd, length, half(0), half(4)];
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut question).context("cannot ask about a BPF program")?;
     let name = &info[NAME_AT..NAME_AT + NAME_LENGTH];

@@ -18,8 +18,8 @@ use crate::node::probe::Probe;
 use crate::node::serve;
 
 pub use left::Left;
-pub use seen::{Arrived, Arrivals};
-pub use traffic::Summary;
+pub use seen::{Arrivals, Arrived};
+pub use traffic::{Connection, Summary};
 
 /// `e2e-probe …`.
 #[derive(Clone, Debug, Subcommand)]

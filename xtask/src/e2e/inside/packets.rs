@@ -83,12 +83,8 @@ impl Craft {
             Self::Raw(forged) => raw::send_raw(&forged.packet()?, forged.to.ip()),
             Self::Packet { forged, vlan } => {
                 let hop = next_hop()?;
-                let frame = raw::ethernet_frame(
-                    hop.mac,
-                    own_mac(&hop.device)?,
-                    *vlan,
-                    &forged.packet()?,
-                );
+                let frame =
+                    raw::ethernet_frame(hop.mac, own_mac(&hop.device)?, *vlan, &forged.packet()?);
                 raw::send_frame(&hop.device, &frame)
             }
             Self::Fragments(forged) => fragments(&forged.long_packet()?)?
@@ -159,18 +155,20 @@ fn fragments(packet: &[u8]) -> Result<[Vec<u8>; 2]> {
     let (first, second) = body.split_at(FIRST_FRAGMENT);
     let more = 0x2000;
     let offset = u16::try_from(FIRST_FRAGMENT / 8).expect("a small offset");
-    Ok([(first, more), (second, offset)].map(|(part, flags): (&[u8], u16)| {
-        let mut fragment = header.to_vec();
-        let length = u16::try_from(20 + part.len()).expect("shorter than the whole");
-        fragment[2..4].copy_from_slice(&length.to_be_bytes());
-        fragment[4..6].copy_from_slice(&FRAGMENT_ID.to_be_bytes());
-        fragment[6..8].copy_from_slice(&flags.to_be_bytes());
-        fragment[10..12].fill(0);
-        let sum = raw::checksum(&fragment);
-        fragment[10..12].copy_from_slice(&sum.to_be_bytes());
-        fragment.extend(part);
-        fragment
-    }))
+    Ok(
+        [(first, more), (second, offset)].map(|(part, flags): (&[u8], u16)| {
+            let mut fragment = header.to_vec();
+            let length = u16::try_from(20 + part.len()).expect("shorter than the whole");
+            fragment[2..4].copy_from_slice(&length.to_be_bytes());
+            fragment[4..6].copy_from_slice(&FRAGMENT_ID.to_be_bytes());
+            fragment[6..8].copy_from_slice(&flags.to_be_bytes());
+            fragment[10..12].fill(0);
+            let sum = raw::checksum(&fragment);
+            fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+            fragment.extend(part);
+            fragment
+        }),
+    )
 }
 
 /// Device and link address that packets for elsewhere go to.

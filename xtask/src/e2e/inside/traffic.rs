@@ -86,7 +86,7 @@ impl Traffic {
             let kept = scope.spawn(|| self.repeat(start, self.workload()));
             let gateway = scope.spawn(|| {
                 let certs = self.certs.as_ref()?;
-                Some(self.repeat(start, self.mesh(self.gateway?, certs)))
+                Some(self.repeat(start, mesh(self.gateway?, certs)))
             });
             let forbidden = scope.spawn(|| self.forbidden(start));
             let panicked = |_| anyhow!("a thread panicked");
@@ -144,15 +144,6 @@ impl Traffic {
         })
     }
 
-    fn mesh(
-        &self,
-        gateway: SocketAddr,
-        certs: &std::path::Path,
-    ) -> Result<impl FnMut() -> Result<http::Message> + use<>> {
-        let mut session = Session::open(gateway, certs, plan::OUTSIDE_NAME, PATIENCE)?;
-        Ok(move || session.get("/get"))
-    }
-
     fn forbidden(&self, start: Instant) -> Result<u64> {
         let socket = UdpSocket::bind(any(self.forbidden))?;
         let mut sent = 0;
@@ -164,4 +155,12 @@ impl Traffic {
         }
         Ok(sent)
     }
+}
+
+fn mesh(
+    gateway: SocketAddr,
+    certs: &std::path::Path,
+) -> Result<impl FnMut() -> Result<http::Message> + use<>> {
+    let mut session = Session::open(gateway, certs, plan::OUTSIDE_NAME, PATIENCE)?;
+    Ok(move || session.get("/get"))
 }

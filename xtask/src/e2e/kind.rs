@@ -1,0 +1,121 @@
+//! A kind cluster for one run.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::cmd::{Cmd, find_program, say};
+use crate::workspace::Workspace;
+
+/// Name of the cluster; one that is there already is somebody's, and not touched.
+const NAME: &str = "sallyport-e2e";
+
+/// What gives the pods their network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cni {
+    Kindnet,
+    Calico,
+    Cilium,
+}
+
+impl fmt::Display for Cni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kindnet => "kindnet",
+            Self::Calico => "calico",
+            Self::Cilium => "cilium",
+        })
+    }
+}
+
+/// A cluster that is deleted with this value, unless it is kept.
+#[derive(Debug)]
+pub struct Kind {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    keep: bool,
+}
+
+impl Kind {
+    /// Makes it as `deploy/kind/CNI.yaml` says, and puts the images of these archives on its nodes.
+    pub fn create(
+        workspace: &Workspace,
+        cni: Cni,
+        archives: &[PathBuf],
+        keep: bool,
+    ) -> Result<Self> {
+        let Some(program) = find_program("kind") else {
+            bail!(
+                "kind is not installed: `go install sigs.k8s.io/kind@latest`, or see \
+                 https://kind.sigs.k8s.io; it needs Docker, Podman or nerdctl. Without it point \
+                 KUBECONFIG at any cluster and leave --kind out"
+            );
+        };
+        let there = Cmd::new(&program)
+            .args(["get", "clusters"])
+            .output()
+            .context("kind can't reach a container engine: start Docker, Podman or containerd")?;
+        if there.lines().any(|name| name.trim() == NAME) {
+            bail!("there is a kind cluster {NAME} already: `kind delete cluster --name {NAME}`");
+        }
+        let config = workspace.root.join(format!("deploy/kind/{cni}.yaml"));
+        if !config.is_file() {
+            bail!("there is no {}", workspace.display(&config));
+        }
+        let kubeconfig = workspace.target.join("e2e").join("kubeconfig");
+        std::fs::create_dir_all(kubeconfig.parent().unwrap_or(Path::new("/")))?;
+        say("kind", format_args!("a cluster with {cni}"));
+        let kind = Self {
+            program,
+            kubeconfig,
+            keep,
+        };
+        // From here on the cluster goes with `kind`, even if making it fails half-way.
+        let mut create = Cmd::new(&kind.program)
+            .args(["create", "cluster", "--name", NAME, "--config"])
+            .arg(&config)
+            .arg("--kubeconfig")
+            .arg(&kind.kubeconfig);
+        // Nodes of a cluster without its CNI never become ready.
+        if cni == Cni::Kindnet {
+            create = create.args(["--wait", "3m"]);
+        }
+        create.run()?;
+        for archive in archives {
+            Cmd::new(&kind.program)
+                .args(["load", "image-archive", "--name", NAME])
+                .arg(archive)
+                .run()?;
+        }
+        Ok(kind)
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+}
+
+impl Drop for Kind {
+    fn drop(&mut self) {
+        if self.keep {
+            let kubeconfig = self.kubeconfig.display();
+            say(
+                "kind",
+                format_args!("kept; KUBECONFIG={kubeconfig}, `kind delete cluster --name {NAME}`"),
+            );
+            return;
+        }
+        let deleted = Cmd::new(&self.program)
+            .args(["delete", "cluster", "--name", NAME, "--kubeconfig"])
+            .arg(&self.kubeconfig)
+            .run();
+        if let Err(error) = deleted {
+            say(
+                "kind",
+                format_args!("the cluster {NAME} is still there: {error:#}"),
+            );
+        }
+    }
+}

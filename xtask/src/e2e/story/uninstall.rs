@@ -1,0 +1,129 @@
+//! The end: nothing of Sallyport stays.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Settings;
+use crate::e2e::attempts::{self, token};
+use crate::e2e::cluster::{Seen, until};
+use crate::e2e::report::{Finding, Report};
+use crate::e2e::world::{Node, World};
+use crate::node::plan;
+
+const LIMIT: Duration = Duration::from_mins(4);
+/// The kernel frees programs a moment after their last user has gone.
+const FREED: Duration = Duration::from_secs(30);
+/// Kept from pods until the agent is ready, where the operator wants it.
+const TAINT: &str = "sallyport.dev/agent-not-ready";
+
+pub(super) async fn cases(world: &World, settings: &Settings, report: &mut Report) {
+    report
+        .case("uninstall", off_the_nodes(world, settings))
+        .await;
+    report.case("uninstall-open", open(world)).await;
+    report.case("uninstall-release", release(world)).await;
+}
+
+async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
+    take_off(world, settings).await?;
+    let mut left = Vec::new();
+    for node in world.cluster.list("Node", "", "").await? {
+        let node = Node::read(&node);
+        if node.taints.iter().any(|key| key == TAINT) {
+            left.push(format!("{} has the taint {TAINT}", node.name));
+        }
+    }
+    for node in &world.nodes {
+        let clean = until(&node.name, FREED, || async {
+            let mut found = world.left(&node.name).await?;
+            let before = &world.programs_before;
+            found.programs.retain(|id, _| !before.contains(id));
+            let what: Vec<String> = found
+                .programs
+                .values()
+                .chain(&found.pins)
+                .cloned()
+                .collect();
+            Ok(if what.is_empty() {
+                Seen::There(())
+            } else {
+                Seen::NotYet(format!("it has {}", what.join(", ")))
+            })
+        });
+        if let Err(error) = clean.await {
+            left.push(format!("{error:#}"));
+        }
+    }
+    let seen = if left.is_empty() {
+        format!("{} nodes are clean", world.nodes.len())
+    } else {
+        left.join("; ")
+    };
+    Ok(Finding::new(left.is_empty(), seen))
+}
+
+/// As deploy/README.md has it: what takes Sallyport off the nodes runs in the agents' place.
+pub(in crate::e2e) async fn take_off(world: &World, settings: &Settings) -> Result<()> {
+    let mut values = settings.values(&settings.image, "rbac");
+    values["uninstall"] = json!(true);
+    world.release.upgrade(&values).await?;
+    let system = world.names.system();
+    world
+        .wait_for_daemon_set(&system, "sallyport-agent", LIMIT)
+        .await?;
+    Ok(())
+}
+
+async fn open(world: &World) -> Result<Finding> {
+    let token = token("uninstall-open");
+    let to = plan::OUTSIDE.v4.to_string();
+    let args = ["probe", "http", &to, "--path", "/open"];
+    let place = world.held("reviews");
+    let mark = world.mark(world.node()).await?;
+    let answer = world.probe(&place, &args).await?;
+    let arrivals = world.since(world.node(), mark).await?;
+    let arrived = attempts::count(&arrivals.packets, &token, true);
+    let ok = answer.status == Some(200) && arrived > 0;
+    Ok(Finding::new(
+        ok,
+        format!("{arrived} arrived, client: {:?}", answer.status),
+    ))
+}
+
+async fn release(world: &World) -> Result<Finding> {
+    world.release.uninstall().await?;
+    let system = world.names.system();
+    let mut left = Vec::new();
+    if world
+        .cluster
+        .get("DaemonSet", &system, "sallyport-agent")
+        .await?
+        .is_some()
+    {
+        left.push("DaemonSet sallyport-agent");
+    }
+    if world
+        .cluster
+        .get("ClusterRole", "", "sallyport-agent")
+        .await?
+        .is_some()
+    {
+        left.push("ClusterRole sallyport-agent");
+    }
+    if !world
+        .cluster
+        .list("Secret", &system, "owner=helm")
+        .await?
+        .is_empty()
+    {
+        left.push("the release's own Secret");
+    }
+    let seen = if left.is_empty() {
+        "nothing of it is left".to_owned()
+    } else {
+        left.join(", ")
+    };
+    Ok(Finding::new(left.is_empty(), seen))
+}
