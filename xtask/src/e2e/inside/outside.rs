@@ -27,6 +27,9 @@ const NODE: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 9)),
 ];
 
+/// Not the smallest that fits: the first address of a prefix is every router's own (RFC 4291, 2.6.1).
+const V6_PREFIX: u8 = 64;
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct Outside {
     /// Directory of the outside host's tls.crt and tls.key
@@ -69,7 +72,7 @@ fn connect(rtnl: &Rtnl, namespace: &OwnedFd) -> Result<()> {
     let [v4, v6] = NODE;
     rtnl.address(HERE, v4, 30)?;
     // A node without IPv6 has no pods with it either.
-    if let Err(error) = rtnl.address(HERE, v6, 126) {
+    if let Err(error) = rtnl.address(HERE, v6, V6_PREFIX) {
         eprintln!("no IPv6: {error:#}");
     }
     Ok(())
@@ -98,7 +101,7 @@ fn beyond(
     rtnl.address(THERE, v4, 30)?;
     rtnl.default_route(NODE[0])?;
     if let Err(error) = rtnl
-        .address(THERE, v6, 126)
+        .address(THERE, v6, V6_PREFIX)
         .and_then(|()| rtnl.default_route(NODE[1]))
     {
         eprintln!("no IPv6: {error:#}");
