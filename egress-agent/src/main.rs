@@ -6,6 +6,10 @@ use clap::Parser as _;
 use egress_agent::agent::{LogFormat, Options, run};
 use tracing_subscriber::EnvFilter;
 
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The source tells by itself, once, what the client tells at every try.
 const LOG: &str = "info,kube_client=off";
 

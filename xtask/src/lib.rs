@@ -12,6 +12,7 @@ pub mod demo;
 pub mod deploy;
 pub mod e2e;
 pub mod ebpf;
+pub mod image;
 pub mod node;
 pub mod test;
 pub mod tools;

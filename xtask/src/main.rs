@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, binaries, checks, crds, demo, deploy, e2e, node, test, tools, workspace::Workspace,
+    bench, binaries, checks, crds, demo, deploy, e2e, image, node, test, tools,
+    workspace::Workspace,
 };
 
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ enum Verb {
     Crds(crds::Args),
     /// Write plain manifests, rendered from the chart, to deploy/kustomize
     Manifests(deploy::Args),
+    /// Write the container image as an OCI archive; no container engine is needed
+    Image(image::Args),
     /// Check formatting and lints
     Lint(checks::Args),
     /// Run every check and test there is
@@ -71,6 +74,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Tools => tools::run(&workspace).map(|()| true),
         Verb::Crds(args) => crds::run(&workspace, args),
         Verb::Manifests(args) => deploy::run(&workspace, args),
+        Verb::Image(args) => image::run(&workspace, args).map(|()| true),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),

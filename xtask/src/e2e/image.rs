@@ -6,22 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::cmd::{Cmd, say};
+use crate::image::Entry;
 use crate::tools;
 use crate::workspace::Workspace;
-
-/// Name of the image, without its tag.
-pub const REPOSITORY: &str = "sallyport/e2e";
-
-/// A file of the image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it is in the image, without a slash at its beginning.
-    pub path: String,
-    /// Where it is here.
-    pub from: PathBuf,
-    /// Permissions.
-    pub mode: u32,
-}
 
 /// Builds and gathers all of it.
 pub fn contents(workspace: &Workspace) -> Result<Vec<Entry>> {

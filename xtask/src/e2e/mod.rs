@@ -35,6 +35,7 @@ use self::report::{End, Format, Report};
 use self::story::Settings;
 use self::world::{Node, World};
 use crate::cmd::say;
+use crate::image::Reference;
 use crate::workspace::Workspace;
 
 /// A run that takes longer hangs somewhere; it is ended and cleaned up.
@@ -42,14 +43,14 @@ const WHOLE: Duration = Duration::from_mins(40);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The agent's image, such as sallyport/agent:0.1.0
+    /// The agent's image, such as localhost/sallyport/agent:0.1.0
     #[arg(long, value_name = "REF", required_unless_present = "list")]
     pub image: Option<String>,
     /// Image that the agents are upgraded to under traffic; the same one if not given
     #[arg(long, value_name = "REF")]
     pub upgrade_image: Option<String>,
     /// The suite's own image (`cargo xtask image --e2e`)
-    #[arg(long, value_name = "REF", default_value_t = format!("{}:{}", image::REPOSITORY, env!("CARGO_PKG_VERSION")))]
+    #[arg(long, value_name = "REF", default_value_t = Reference::own("e2e").to_string())]
     pub probe_image: String,
     /// An image with Envoy at /usr/local/bin/envoy; the suite's own if not given
     #[arg(long, value_name = "REF")]
