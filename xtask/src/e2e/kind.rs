@@ -83,6 +83,7 @@ impl Kind {
             create = create.args(["--wait", "3m"]);
         }
         create.run()?;
+        kind.mount_bpffs()?;
         for archive in archives {
             Cmd::new(&kind.program)
                 .args(["load", "image-archive", "--name", NAME])
@@ -90,6 +91,23 @@ impl Kind {
                 .run()?;
         }
         Ok(kind)
+    }
+
+    /// Gives each node a BPF file system of its own: kind mounts none, and with the machine's they
+    /// would take each other's pins for their own.
+    fn mount_bpffs(&self) -> Result<()> {
+        let engine = std::env::var("KIND_EXPERIMENTAL_PROVIDER").unwrap_or("docker".to_owned());
+        let nodes = Cmd::new(&self.program)
+            .args(["get", "nodes", "--name", NAME])
+            .output()?;
+        for node in nodes.split_whitespace() {
+            Cmd::new(&engine)
+                .args(["exec", node, "sh", "-c"])
+                .arg("mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf")
+                .run()
+                .with_context(|| format!("mounting a BPF file system in {node}"))?;
+        }
+        Ok(())
     }
 
     pub fn kubeconfig(&self) -> &Path {

@@ -9,8 +9,8 @@ mod layer;
 mod programs;
 mod reference;
 
-use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -40,11 +40,17 @@ pub struct Args {
     /// The archive [default: image/agent.tar or image/e2e.tar in the target directory]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Only put the programs into this folder; for one architecture
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["e2e", "tag", "output"])]
+    pub programs: Option<PathBuf>,
 }
 
 /// Builds the programs and writes the archive.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let epoch = source_date_epoch()?;
+    if let Some(folder) = &args.programs {
+        return put_programs(workspace, &args.arch, folder);
+    }
     let name = if args.e2e { "e2e" } else { "agent" };
     let reference = args.tag.clone().unwrap_or_else(|| Reference::own(name));
     let platforms = if args.e2e {
@@ -95,6 +101,19 @@ fn agents(workspace: &Workspace, asked: &[Arch]) -> Result<Vec<Platform>> {
         });
     }
     Ok(platforms)
+}
+
+fn put_programs(workspace: &Workspace, asked: &[Arch], folder: &Path) -> Result<()> {
+    let [arch] = asked else {
+        bail!("--programs is for one architecture: choose it with --arch");
+    };
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    for entry in programs::build(workspace, *arch)? {
+        let to = folder.join(&entry.path);
+        fs::copy(&entry.from, &to).with_context(|| format!("writing {}", to.display()))?;
+        say("image", to.display());
+    }
+    Ok(())
 }
 
 /// Seconds since 1970, as reproducible builds agree on them.
