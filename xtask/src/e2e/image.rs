@@ -47,6 +47,7 @@ fn probe(workspace: &Workspace) -> Result<PathBuf> {
             "xtask",
             "--bin",
             "e2e-probe",
+            "--no-default-features",
             "--target",
             &target,
         ])
