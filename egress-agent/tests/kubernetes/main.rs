@@ -6,4 +6,5 @@ mod gateway_status;
 mod history;
 mod objects;
 mod source;
+mod status;
 mod world;

@@ -3,6 +3,7 @@
 //! everybody do everything.
 
 mod answer;
+mod apply;
 mod faults;
 mod http;
 mod list;
@@ -177,6 +178,16 @@ impl ApiServer {
         let resource = state.store.resource_of(object)?;
         let key = store::key(&resource, object).ok()?;
         state.store.get(&resource, &key).cloned()
+    }
+
+    /// All objects of a resource, by group, version and plural.
+    pub fn list(&self, group: &str, version: &str, plural: &str) -> Vec<Value> {
+        let state = self.shared.state();
+        let resource = state.store.resource(group, version, plural);
+        let objects = resource
+            .iter()
+            .flat_map(|resource| state.store.objects(resource));
+        objects.map(|object| (**object).clone()).collect()
     }
 
     /// Forgets all changes until now: who was not watching has to list anew.

@@ -1,10 +1,11 @@
 //! The objects, by collection, with what happened to them since some version.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::apply::Fields;
 use super::resources::{DEFINITIONS, Resource, built_in, defined};
 
 /// Namespace (empty without any) and name.
@@ -29,8 +30,8 @@ pub struct Store {
     forgotten: u64,
     collections: BTreeMap<String, BTreeMap<Key, Arc<Value>>>,
     changes: VecDeque<Change>,
-    /// Names of list entries by what applied them: collection, object, field manager.
-    owned: BTreeMap<(String, Key, String), BTreeSet<String>>,
+    /// Fields by who applied them, of each object by its collection.
+    owned: BTreeMap<(String, Key), BTreeMap<String, Fields>>,
 }
 
 /// Why a change was not made: HTTP status, reason, message.
@@ -133,15 +134,23 @@ impl Store {
         self.changes.clear();
     }
 
-    /// Names of the list entries that a field manager has applied to an object.
-    pub fn owned(&self, resource: &Resource, key: &Key, manager: &str) -> BTreeSet<String> {
-        let place = (resource.collection(), key.clone(), manager.to_owned());
-        self.owned.get(&place).cloned().unwrap_or_default()
+    /// Fields of an object that this field manager has applied, and those that others have.
+    pub fn owned(
+        &self,
+        resource: &Resource,
+        key: &Key,
+        manager: &str,
+    ) -> (Fields, Vec<(String, Fields)>) {
+        let place = (resource.collection(), key.clone());
+        let mut all = self.owned.get(&place).cloned().unwrap_or_default();
+        let own = all.remove(manager).unwrap_or_default();
+        (own, all.into_iter().collect())
     }
 
-    pub fn own(&mut self, resource: &Resource, key: &Key, manager: &str, names: BTreeSet<String>) {
-        let place = (resource.collection(), key.clone(), manager.to_owned());
-        self.owned.insert(place, names);
+    /// Says who owns which fields.
+    pub fn own(&mut self, resource: &Resource, key: &Key, all: Vec<(String, Fields)>) {
+        let place = (resource.collection(), key.clone());
+        self.owned.insert(place, all.into_iter().collect());
     }
 
     /// Makes the object or puts it in place of the one that is there.
@@ -212,6 +221,8 @@ impl Store {
             old: Some(Arc::clone(&old)),
             new: None,
         });
+        self.owned.remove(&(collection.clone(), key.clone()));
+        self.collect(&old)?;
         if collection == DEFINITIONS {
             for resource in defined(&old) {
                 let keys: Vec<Key> = self
@@ -225,6 +236,30 @@ impl Store {
             }
         }
         Ok(old)
+    }
+}
+
+impl Store {
+    /// Deletes what the object owned, as a cluster's garbage collector does a little later.
+    fn collect(&mut self, owner: &Value) -> Result<(), Refused> {
+        let uid = &owner["metadata"]["uid"];
+        let mut owned = Vec::new();
+        for resource in self.resources() {
+            for object in self.objects(&resource) {
+                let owners = object["metadata"]["ownerReferences"].as_array();
+                let mut owners = owners.into_iter().flatten();
+                if !uid.is_null() && owners.any(|owner| owner["uid"] == *uid) {
+                    owned.push((resource.clone(), key(&resource, object)?));
+                }
+            }
+        }
+        for (resource, key) in owned {
+            // Of a kind with several versions it was found more than once.
+            if self.get(&resource, &key).is_some() {
+                self.delete(&resource, &key)?;
+            }
+        }
+        Ok(())
     }
 }
 

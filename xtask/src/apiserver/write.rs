@@ -1,8 +1,11 @@
 //! Reading one object, making, changing and deleting it.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::answer::Target;
+use super::apply;
 use super::http::{Request, Response};
 use super::store::{Key, Refused, Store};
 
@@ -48,7 +51,7 @@ fn change(
     target: &Target,
     key: &Key,
     mut body: Value,
-) -> Result<std::sync::Arc<Value>, Refused> {
+) -> Result<Arc<Value>, Refused> {
     let resource = &target.resource;
     let old = store.get(resource, key).cloned();
     if resource.namespaced {
@@ -60,16 +63,14 @@ fn change(
             let message = format!("{} \"{}\" already exists", resource.plural, named.1);
             return Err((409, "AlreadyExists", message));
         }
+        if resource.group == "events.k8s.io" {
+            event(&body)?;
+        }
         return store.put(resource, body);
     }
     // Whoever writes the status leaves the rest alone, and the other way round.
     let part = target.subresource.as_deref();
     let object = match (method, old) {
-        // Server-side apply makes what is not there.
-        (_, None) if method == "PATCH" && part.is_none() && body.get("apiVersion").is_some() => {
-            body["metadata"]["name"] = json!(key.1);
-            body
-        }
         (_, None) => return Err(missing(target, key)),
         ("PUT", Some(old)) => match part {
             Some(part) => {
@@ -95,44 +96,88 @@ fn change(
     store.put(resource, object)
 }
 
-/// Server-side apply, as far as agents use it: fields are merged, and in the list `envoys` of a
-/// status, which is a map by `name`, each manager's entries are its own. Those that it does not name
-/// any more are gone.
+/// Server-side apply: makes what is not there, but not by its status.
 fn apply(
     store: &mut Store,
     request: &Request,
     target: &Target,
     key: &Key,
     mut body: Value,
-) -> Result<std::sync::Arc<Value>, Refused> {
-    let Some(manager) = request.parameter("fieldManager").map(str::to_owned) else {
+) -> Result<Arc<Value>, Refused> {
+    let Some(manager) = request.parameter("fieldManager") else {
         return Err((400, "BadRequest", "fieldManager is required".to_owned()));
     };
-    let old = store.get(&target.resource, key).cloned();
-    let list = body["status"]["envoys"].take();
-    if let (Some(old), Value::Array(named)) = (&old, list) {
-        let names = |list: &[Value]| -> std::collections::BTreeSet<String> {
-            let name = |entry: &Value| entry["name"].as_str().map(str::to_owned);
-            list.iter().filter_map(name).collect()
-        };
-        let owned = store.owned(&target.resource, key, &manager);
-        let now = names(&named);
-        let others = old["status"]["envoys"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        let mut entries: Vec<Value> = others
-            .into_iter()
-            .filter(|entry| {
-                let name = entry["name"].as_str().unwrap_or_default();
-                !owned.contains(name) && !now.contains(name)
-            })
-            .collect();
-        entries.extend(named);
-        body["status"]["envoys"] = Value::Array(entries);
-        store.own(&target.resource, key, &manager, now);
+    let resource = &target.resource;
+    let old = store.get(resource, key).cloned();
+    let part = target.subresource.as_deref();
+    let applied = match part {
+        Some(part) => json!({ part: body[part].take() }),
+        None => {
+            let fields = body.as_object_mut().into_iter();
+            let mut applied: Value = fields
+                .flat_map(|fields| std::mem::take(fields))
+                .filter(|(field, _)| !matches!(field.as_str(), "apiVersion" | "kind"))
+                .collect();
+            if let Some(meta) = applied["metadata"].as_object_mut() {
+                // These tell which object, and are nobody's.
+                for field in [
+                    "name",
+                    "namespace",
+                    "resourceVersion",
+                    "uid",
+                    "managedFields",
+                ] {
+                    meta.remove(field);
+                }
+            }
+            applied
+        }
+    };
+    if old.is_none() && part.is_some() {
+        return Err(missing(target, key));
     }
-    change(store, "PATCH", target, key, body)
+    let mut nothing = json!({ "metadata": { "name": key.1 } });
+    if resource.namespaced {
+        nothing["metadata"]["namespace"] = json!(key.0);
+    }
+    let nothing = Arc::new(nothing);
+    let old = old.unwrap_or(nothing);
+    let manager = format!("{manager} {}", part.unwrap_or_default());
+    let (own, mut others) = store.owned(resource, key, &manager);
+    let force = request.flag("force");
+    let object = apply::apply(&old, &applied, &own, &mut others, force)?;
+    others.push((manager, apply::fields(&applied)));
+    store.own(resource, key, others);
+    if object == *old {
+        return Ok(old);
+    }
+    store.put(resource, object)
+}
+
+/// What an Event can't be made without.
+fn event(body: &Value) -> Result<(), Refused> {
+    let needed = [
+        "reportingController",
+        "reportingInstance",
+        "action",
+        "reason",
+        "type",
+    ];
+    let absent = needed
+        .into_iter()
+        .chain(["eventTime"])
+        .find(|field| body[field].as_str().is_none_or(str::is_empty));
+    if let Some(field) = absent {
+        return Err((422, "Invalid", format!("{field}: Required value")));
+    }
+    if body["note"].as_str().is_some_and(|note| note.len() > 1024) {
+        return Err((
+            422,
+            "Invalid",
+            "note: can have at most 1024 characters".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// A merge patch (RFC 7386).
