@@ -12,12 +12,13 @@ use sha2::{Digest as _, Sha256};
 use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::run_dir::{Ready, RunDir};
+use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
-use crate::datapath::{Adopt, Kernel, Observed};
+use crate::datapath::{Adopt, Direction, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
-use crate::reconcile::{Coverage, NodeStatus, Reconciler, Report, status};
+use crate::reconcile::{Coverage, NodeStatus, PodStatus, Reconciler, Report, status};
 use crate::source::Update;
 use crate::telemetry::Metrics;
 
@@ -51,6 +52,7 @@ pub struct Core {
     heir: bool,
     problems: BTreeSet<Problem>,
     failures: BTreeSet<String>,
+    board: Board,
 }
 
 /// What came of a pass.
@@ -72,6 +74,7 @@ impl Core {
         gateways: Gateways,
         run_dir: RunDir,
         metrics: Arc<Metrics>,
+        board: Board,
     ) -> Result<Self> {
         let observed = kernel.datapath.observe()?;
         let heir = !observed.slots.is_empty();
@@ -101,6 +104,7 @@ impl Core {
             heir,
             problems: BTreeSet::new(),
             failures: BTreeSet::new(),
+            board,
         })
     }
 
@@ -111,6 +115,7 @@ impl Core {
         self.compile(changed);
         if self.is_held_back() {
             self.run_dir.unset_ready()?;
+            self.board.publish(false, &self.status, &self.failures);
             return Ok(Outcome {
                 failed: true,
                 incomplete: false,
@@ -133,6 +138,7 @@ impl Core {
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
         status.source = self.told.health;
         self.publish(status)?;
+        self.board.publish(synced, &self.status, &self.failures);
         if synced {
             self.run_dir.set_ready(Ready {
                 revision: self.revision(),
@@ -165,7 +171,14 @@ impl Core {
             self.metrics.source_error();
         }
         self.metrics.set_source(&update.health);
+        let declared = update.declared.take();
         self.told = update;
+        if let Some(declared) = declared {
+            self.board.declare(declared);
+            if !changed {
+                self.tell_findings();
+            }
+        }
         changed
     }
 
@@ -208,6 +221,7 @@ impl Core {
                         direction = direction.name(),
                         "another program came first on this device; going before it again"
                     );
+                    self.tell_displaced(*ifindex, *direction);
                 }
                 !displaced.is_empty()
             }
@@ -216,6 +230,19 @@ impl Core {
                 false
             }
         }
+    }
+
+    fn tell_displaced(&self, ifindex: u32, direction: Direction) {
+        let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
+        let Some(pod) = self.status.pods.iter().find(has) else {
+            return;
+        };
+        let note = format!(
+            "another program came first on device {ifindex} ({}); Sallyport's hook goes before it \
+             again",
+            direction.name()
+        );
+        self.board.notice(notice(pod, true, "HookDisplaced", note));
     }
 
     pub fn status(&self) -> &NodeStatus {
@@ -253,6 +280,17 @@ impl Core {
         let refused: BTreeSet<_> = refused.map(|problem| &problem.object).collect();
         self.metrics.set_objects_refused(refused.len());
         self.problems = problems;
+        self.tell_findings();
+    }
+
+    fn tell_findings(&mut self) {
+        let problems = &self.compiled.problems;
+        let gateways = self.gateways.problems();
+        self.board.compiled(&self.index, problems, gateways);
+        let findings = self.board.findings().iter();
+        let findings = findings.flat_map(|(id, all)| all.iter().map(|it| (id.kind, it)));
+        self.metrics
+            .set_findings(findings.map(|(kind, it)| (kind, it.effect.as_str())));
     }
 
     /// Pods of the desired state, and those that the kernel still knows. When the node can't be
@@ -350,7 +388,12 @@ impl Core {
                 continue;
             }
             let (namespace, name) = (&pod.namespace, &pod.name);
+            let was = before.get(pod.uid.as_str()).map(|(coverage, _)| *coverage);
             if pod.coverage == Coverage::Uncovered {
+                let reason = pod.reason.as_deref().unwrap_or_default();
+                let note = format!("its egress is not held (mode {}): {reason}", pod.mode);
+                let notice = notice(pod, true, "EgressUncovered", note);
+                self.board.notice(notice);
                 tracing::warn!(
                     event = "pod_uncovered",
                     namespace,
@@ -359,6 +402,10 @@ impl Core {
                     reason = pod.reason.as_deref().unwrap_or_default()
                 );
             } else if pod.coverage == Coverage::Covered {
+                if was == Some(Coverage::Uncovered) {
+                    let note = "its egress is held".to_owned();
+                    self.board.notice(notice(pod, false, "EgressCovered", note));
+                }
                 tracing::info!(event = "pod_covered", namespace, name, mode = pod.mode);
             }
         }
@@ -394,6 +441,24 @@ impl Core {
         let bytes = hash.finalize();
         let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
         format!("{:016x}", u64::from_be_bytes(*head))
+    }
+}
+
+/// What happened to a pod.
+fn notice(pod: &PodStatus, warning: bool, reason: &'static str, note: String) -> Notice {
+    Notice {
+        regarding: Regarding {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            // Of a static pod the hash, by which kubelet's Events are found too.
+            uid: pod.uid.clone(),
+        },
+        warning,
+        reason,
+        action: "Hold",
+        note,
     }
 }
 

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::options::Options;
-use crate::gateway::{self, OutboundPolicy};
+use crate::gateway::{self, OutboundPolicy, Problem};
 use crate::index::{Index, Key};
 use crate::policy_server::Served;
 
@@ -20,7 +20,7 @@ pub struct Gateways {
     /// The latest; served once everything it rests on could be read.
     compiled: Arc<Served>,
     served: watch::Sender<Arc<Served>>,
-    problems: BTreeSet<String>,
+    problems: BTreeSet<Problem>,
     /// None if gateways get no configuration from here.
     rendering: Option<gateway::Settings>,
 }
@@ -60,21 +60,22 @@ impl Gateways {
             self.outbound,
             self.rendering.as_ref(),
         );
-        let mut now = BTreeSet::new();
-        for problem in problems {
-            let text = format!("{}: {}: {}", problem.object, problem.field, problem.reason);
-            if !self.problems.contains(&text) {
-                tracing::warn!(
-                    event = "gateway_problem",
-                    object = problem.object,
-                    field = problem.field,
-                    reason = problem.reason
-                );
-            }
-            now.insert(text);
+        let now: BTreeSet<Problem> = problems.into_iter().collect();
+        for problem in now.difference(&self.problems) {
+            tracing::warn!(
+                event = "gateway_problem",
+                object = problem.object,
+                field = problem.field,
+                reason = problem.reason
+            );
         }
         self.problems = now;
         self.compiled = Arc::new(served);
+    }
+
+    /// What is wrong with objects.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter()
     }
 
     /// What the policy server answers from, from now on.

@@ -9,6 +9,7 @@ mod own_pod;
 mod policy;
 mod run_dir;
 mod source;
+pub mod status;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::policy_server::xds::XdsStatus;
 use crate::source::kubernetes;
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
+use status::{Board, Telling, Terms};
 
 /// The kernel's state is compared with the desired one so often whatever happens.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -74,10 +76,21 @@ pub async fn run(options: Options) -> Result<()> {
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
     let status = XdsStatus::default();
-    if options.source == Source::Kubernetes && options.policy_address.is_some() {
+    let (mut board, mut telling) = (Board::default(), None);
+    if options.source == Source::Kubernetes {
         let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
         let node = options.node_name.clone();
-        tasks.spawn(gateway_status::follow(client, node, status.follow()));
+        let following;
+        (board, following) = Board::new();
+        telling = Some(Telling::begin(
+            client.clone(),
+            &node,
+            Terms::default(),
+            following,
+        ));
+        if options.policy_address.is_some() {
+            tasks.spawn(gateway_status::follow(client, node, status.follow()));
+        }
     }
     let policy_server = policy::serve(
         &options,
@@ -87,7 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
         metrics.policy(),
         &mut tasks,
     )?;
-    let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics)?;
+    let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -137,6 +150,9 @@ pub async fn run(options: Options) -> Result<()> {
     }
     sources.shutdown().await;
     policy_server.stop().await;
+    if let Some(telling) = telling {
+        telling.end().await;
+    }
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())

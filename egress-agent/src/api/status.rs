@@ -1,12 +1,12 @@
 //! What is told about the objects: their `status`, and each node's own report.
 //!
-//! What is written today is [`GatewayStatus::envoys`], by `agent::gateway_status`: a list that is a
-//! map, in which each agent applies entries of its own.
+//! Thousands of agents would fight over one `status`. So each agent writes one [`EgressNode`] of its
+//! own, and the agent that holds the Lease [`LEASE_NAME`] reads these and writes the statuses of
+//! Sallyport's own objects (`agent::status`). The `status` of Gloo Mesh's objects is Gloo Mesh's.
+//! `deploy/README.md` has what it costs the API server.
 //!
-//! The rest is the design, and not written yet. Thousands of agents would fight over one `status`, so
-//! they shall not write it: each agent writes one [`EgressNode`] of its own, and the agent that holds
-//! the Lease [`LEASE_NAME`] reads these and writes the statuses of Sallyport's own objects. The
-//! `status` of Gloo Mesh's objects is Gloo Mesh's. `deploy/README.md` has what it costs the API server.
+//! [`GatewayStatus::envoys`] is written by each agent by itself (`agent::gateway_status`): a list that
+//! is a map, in which each applies entries of its own.
 //!
 //! An `EgressNode` does not grow with the number of objects: a node tells a digest for each kind
 //! ([`Realized`]), of the name and generation of all objects that its kernel holds. Watches deliver
@@ -20,7 +20,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
@@ -32,32 +31,6 @@ use super::schema;
 
 /// The Lease of the agent that writes statuses, in the agents' namespace.
 pub const LEASE_NAME: &str = "sallyport-status";
-/// A holder that has not renewed its Lease for this long has lost it.
-pub const LEASE_DURATION: Duration = Duration::from_secs(30);
-/// The holder renews this often.
-pub const LEASE_RENEW: Duration = Duration::from_secs(10);
-/// A node that realized something else reports it no sooner than this after its last report, at a
-/// random time within as long again: 5,000 nodes then write 111 times a second while policy keeps
-/// changing, 167 at the worst.
-pub const REPORT_REALIZED: Duration = Duration::from_secs(30);
-/// A node of which only the counts of pods have changed reports after this time and up to half as
-/// long again: 5,000 nodes whose pods keep changing write 13 times a second, 17 at the worst.
-pub const REPORT_PODS: Duration = Duration::from_mins(5);
-/// A pod that can't be held is reported after this time; also the least time between any two
-/// reports of a node.
-pub const REPORT_UNCOVERED: Duration = Duration::from_secs(5);
-/// The status of one object is written no more often than this. Every agent's watch sees each such
-/// write.
-pub const STATUS_EVERY: Duration = Duration::from_secs(30);
-/// Statuses of all objects together are written no more often than this.
-pub const STATUS_PACE: Duration = Duration::from_secs(1);
-
-/// How often an agent that does not hold the Lease looks at it: all agents together send 20
-/// requests a second at most, and a lost Lease is taken within seconds of running out.
-pub fn lease_poll(nodes: u32) -> Duration {
-    (Duration::from_millis(50) * nodes).clamp(Duration::from_secs(15), Duration::from_mins(5))
-}
-
 /// Type of the condition that tells whether the object was taken: `False` with the reason
 /// `Refused` where its last good version stands, if there is one.
 pub const ACCEPTED: &str = "Accepted";
@@ -67,8 +40,8 @@ pub const REALIZED: &str = "Realized";
 pub const SUPPORTED: &str = "Supported";
 /// Type of a lockdown's condition that tells whether every pod it selects is held.
 pub const COVERED: &str = "Covered";
-/// Type of the condition that tells whether every gateway took the configuration made of the
-/// object; its message says what a gateway refused.
+/// Type of a gateway's condition that tells whether all of its Envoys took their configuration; its
+/// message says what one refused.
 pub const PROGRAMMED: &str = "Programmed";
 
 /// Status of an `EgressLockdown`.
@@ -91,7 +64,7 @@ pub struct LockdownStatus {
     pub unsupported: Vec<Finding>,
 }
 
-/// Status of a `VirtualGateway`, `ExternalService` or `AccessPolicy`.
+/// Status of an `ExternalService` or `AccessPolicy`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(default)]
@@ -99,7 +72,7 @@ pub struct PolicyStatus {
     /// The generation that this status tells of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted`, `Realized`, `Supported`, `Programmed`.
+    /// `Accepted`, `Realized`, `Supported`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -118,7 +91,7 @@ pub struct GatewayStatus {
     /// The generation that this status tells of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted`, `Realized`, `Supported`, `Programmed`.
+    /// `Accepted`, `Realized`, `Supported`; `Programmed` if Envoys are configured from here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -223,7 +196,8 @@ pub struct Finding {
     pub field: String,
     /// Says what to do.
     pub reason: String,
-    /// `Refused` or `Ignored`.
+    /// `Refused`: the object is not taken. `PartRefused`: what holds the field serves and admits
+    /// nothing. `Ignored`: the field has no effect.
     pub effect: String,
 }
 
@@ -408,16 +382,5 @@ mod tests {
         let text = serde_json::to_value(&ours).expect("JSON");
         let read: LockdownStatus = serde_json::from_value(text).expect("ours");
         assert_eq!(read, ours);
-    }
-
-    #[test]
-    fn polling_the_lease_costs_the_api_server_the_same_in_a_small_and_a_big_cluster() {
-        for nodes in [1, 3, 300, 1_000, 5_000, 6_000] {
-            let a_second = f64::from(nodes) / lease_poll(nodes).as_secs_f64();
-            assert!(
-                a_second <= 20.1,
-                "{nodes} nodes: {a_second} requests a second"
-            );
-        }
     }
 }

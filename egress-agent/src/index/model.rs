@@ -44,6 +44,7 @@ pub struct Declared<T> {
 /// A node of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
+    pub uid: String,
     /// `spec.podCIDRs`, sorted.
     pub pod_cidrs: Vec<IpNet>,
     /// `InternalIP` and `ExternalIP` of `status.addresses`, sorted.

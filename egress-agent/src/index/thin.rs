@@ -22,7 +22,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 pub(super) fn node(o: &core::Node, findings: &mut Vec<Finding>) -> Node {
-    let mut node = Node::default();
+    let mut node = Node {
+        uid: o.metadata.uid.clone().unwrap_or_default(),
+        ..Node::default()
+    };
     let spec = o.spec.clone().unwrap_or_default();
     let cidrs = spec
         .pod_cidrs

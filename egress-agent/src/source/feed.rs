@@ -8,6 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::declared::AllDeclared;
 use super::error::SourceError;
 use crate::index::{Index, Object, ObjectId};
 
@@ -45,6 +46,8 @@ pub struct Update {
     /// Many may write objects: one that is wrong and holds no pods must not hold up the agent.
     pub shared: bool,
     pub health: Health,
+    /// What is known of all policy objects, where that has changed and the source tells it.
+    pub declared: Option<AllDeclared>,
 }
 
 impl Update {
@@ -73,6 +76,7 @@ struct Pending {
     problems: Vec<SourceError>,
     unread: usize,
     health: Health,
+    declared: Option<AllDeclared>,
 }
 
 /// Where a source puts what it finds.
@@ -137,6 +141,7 @@ impl Feed {
         &self,
         whole: bool,
         changes: BTreeMap<ObjectId, Option<Object>>,
+        declared: Option<AllDeclared>,
         problems: Vec<SourceError>,
         unread: usize,
         health: Health,
@@ -153,6 +158,7 @@ impl Feed {
             pending.problems = problems;
             pending.unread = unread;
             pending.health = health;
+            pending.declared = declared.or(pending.declared.take());
         }
         self.signal.send_replace(());
     }
@@ -182,6 +188,7 @@ impl Updates {
             unread: pending.unread,
             shared: self.shared,
             health: pending.health,
+            declared: pending.declared.take(),
             ..Update::default()
         };
         for (id, object) in std::mem::take(&mut pending.changes) {
@@ -211,7 +218,7 @@ mod tests {
         let changes = changes
             .into_iter()
             .map(|(o, there)| (o.id(), there.then_some(o)));
-        feed.change(false, changes.collect(), vec![], 0, Health::default());
+        feed.change(false, changes.collect(), None, vec![], 0, Health::default());
     }
 
     #[test]
@@ -245,7 +252,7 @@ mod tests {
         change(&feed, vec![(namespace("b", "b"), true)]);
         let c = namespace("c", "c");
         let all = BTreeMap::from([(c.id(), Some(c))]);
-        feed.change(true, all, vec![], 0, Health::default());
+        feed.change(true, all, None, vec![], 0, Health::default());
         change(&feed, vec![(namespace("d", "d"), true)]);
         updates.take().apply(&mut index);
         let known = ["a", "b", "c", "d"].map(|name| index.namespace(name).is_some());

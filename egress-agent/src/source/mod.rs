@@ -1,5 +1,6 @@
 //! Where objects come from. Every source gives the same [`Object`](crate::index::Object)s.
 
+mod declared;
 mod decode;
 mod error;
 mod feed;
@@ -8,6 +9,7 @@ mod kinds;
 pub mod kubernetes;
 mod yaml_dir;
 
+pub use declared::{AllDeclared, Declared};
 pub use decode::{Located, decode};
 pub use error::SourceError;
 pub use feed::{Ended, Feed, Health, Update, Updates, feed};

@@ -24,6 +24,12 @@ struct PodsLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FindingLabels {
+    kind: &'static str,
+    effect: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabels {
     verdict: String,
 }
@@ -43,6 +49,7 @@ pub struct Metrics {
     writes: Counter,
     failures: Counter,
     objects_refused: Gauge,
+    findings: Family<FindingLabels, Gauge>,
     source_errors: Counter,
     source_connected: Gauge,
     source_stale_since: Gauge,
@@ -69,6 +76,7 @@ impl Metrics {
         let (objects_refused, last_sync) = (Gauge::default(), Gauge::default());
         let source_errors = Counter::default();
         let (source_connected, source_stale_since) = (Gauge::default(), Gauge::default());
+        let findings = Family::<FindingLabels, Gauge>::default();
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's version", build);
         registry.register(
@@ -102,6 +110,11 @@ impl Metrics {
             "objects_refused",
             "Objects that are wrong; their last good version stands",
             objects_refused.clone(),
+        );
+        registry.register(
+            "findings",
+            "Fields of policy objects that are not honoured, by kind and by what becomes of them",
+            findings.clone(),
         );
         registry.register(
             "source_errors",
@@ -138,6 +151,7 @@ impl Metrics {
             writes,
             failures,
             objects_refused,
+            findings,
             source_errors,
             source_connected,
             source_stale_since,
@@ -195,6 +209,17 @@ impl Metrics {
     pub fn set_objects_refused(&self, objects: usize) {
         self.objects_refused
             .set(i64::try_from(objects).unwrap_or(i64::MAX));
+    }
+
+    /// Replaces the counts of findings by (kind, effect).
+    pub fn set_findings<'a>(&self, findings: impl IntoIterator<Item = (&'static str, &'a str)>) {
+        self.findings.clear();
+        for (kind, effect) in findings {
+            let effect = effect.to_owned();
+            self.findings
+                .get_or_create(&FindingLabels { kind, effect })
+                .inc();
+        }
     }
 
     /// Whether the source is being followed.

@@ -122,6 +122,7 @@ pub fn own_definitions() -> Vec<Value> {
         define("virtualgateways", "VirtualGateway", true),
         define("externalservices", "ExternalService", true),
         define("accesspolicies", "AccessPolicy", true),
+        define("egressnodes", "EgressNode", false),
     ]
 }
 

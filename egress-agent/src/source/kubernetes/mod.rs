@@ -286,15 +286,16 @@ impl Kubernetes {
             tracing::info!(event = "source_health", connected = health.connected);
         }
         self.health = health;
-        let objects = changes.map(|changes| {
+        let news = changes.map(|changes| {
             self.tell_problems(&changes.problems);
             self.known_problems = changes.problems;
             self.unread = changes.unread;
-            changes.objects
+            (changes.objects, changes.declared)
         });
-        let (objects, problems) = (objects.unwrap_or_default(), self.known_problems.clone());
+        let (objects, declared) = news.unwrap_or_default();
+        let problems = self.known_problems.clone();
         self.feed
-            .change(whole, objects, problems, self.unread, health);
+            .change(whole, objects, declared, problems, self.unread, health);
     }
 
     /// Says each problem once, for as long as it lasts.

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::watches::{Policy, Watch};
 use crate::api::access_policy::{AccessConfig, Authz};
+use crate::api::status::GatewayStatus;
 use crate::index::{Key, Object};
-use crate::source::SourceError;
+use crate::source::{Declared, SourceError};
 
 /// One object of a watch.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub struct Item {
     pub key: Key,
     /// `metadata.resourceVersion` as a number; 0 if it is none.
     pub version: u64,
+    /// Of policy alone.
+    pub declared: Option<Box<Declared>>,
     pub content: Content,
 }
 
@@ -43,6 +46,7 @@ pub fn read(watch: &Watch, mut value: Value) -> Option<Item> {
     };
     let version = meta.get("resourceVersion").and_then(Value::as_str);
     let version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
+    let declared = declared(watch, &meta, &mut value);
     let content = match watch {
         Watch::Definition(_) => Content::Present,
         _ => content(watch, &key, thin(watch, meta, value)),
@@ -50,8 +54,33 @@ pub fn read(watch: &Watch, mut value: Value) -> Option<Item> {
     Some(Item {
         key,
         version,
+        declared,
         content,
     })
+}
+
+/// What is told of the object beside its contents.
+fn declared(watch: &Watch, meta: &Value, value: &mut Value) -> Option<Box<Declared>> {
+    if !matches!(watch, Watch::Own(_) | Watch::Gloo(_)) {
+        return None;
+    }
+    let resource = watch.resource("");
+    let uid = meta.get("uid").and_then(Value::as_str).unwrap_or_default();
+    let envoys = match watch {
+        Watch::Own(Policy::VirtualGateway) => {
+            let status = value.get_mut("status").map(Value::take);
+            let status = status.map(serde_json::from_value::<GatewayStatus>);
+            status.and_then(Result::ok).unwrap_or_default().envoys
+        }
+        _ => Vec::new(),
+    };
+    Some(Box::new(Declared {
+        api_version: format!("{}/{}", resource.group, resource.version),
+        uid: uid.to_owned(),
+        generation: meta.get("generation").and_then(Value::as_i64).unwrap_or(0),
+        envoys,
+        ..Declared::default()
+    }))
 }
 
 fn content(watch: &Watch, key: &Key, value: Value) -> Content {

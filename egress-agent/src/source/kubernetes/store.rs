@@ -1,12 +1,14 @@
 //! What all watches together say: which objects there are, which of two claims to one counts, and
 //! what is wrong. Pure.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::read::{Content, Item};
 use super::watches::{Policy, Watch};
 use crate::index::{Key, Labels, Object, ObjectId};
-use crate::source::SourceError;
+use crate::source::{AllDeclared, Declared, SourceError};
 
 /// Objects by watch, and what has changed since it was last asked.
 #[derive(Debug, Default)]
@@ -18,6 +20,8 @@ pub struct Store {
     wrong: BTreeMap<(Watch, Key), SourceError>,
     /// Something of what is wrong is different.
     news: bool,
+    /// Something that is told of policy beside its contents is different.
+    declared_news: bool,
 }
 
 /// What one watch says of one object.
@@ -28,6 +32,8 @@ struct Claim {
     good: bool,
     /// Kept only of kinds that two groups have, to fall back on when the other's goes.
     object: Option<Box<Object>>,
+    /// Of policy alone.
+    declared: Option<Box<Declared>>,
 }
 
 /// What has changed, all of it at once.
@@ -39,6 +45,8 @@ pub struct Changes {
     pub problems: Vec<SourceError>,
     /// How many of the problems may hide something that holds pods.
     pub unread: usize,
+    /// What is known of all policy objects, where that has changed.
+    pub declared: Option<AllDeclared>,
 }
 
 impl Store {
@@ -68,6 +76,7 @@ impl Store {
         let Item {
             key,
             version,
+            mut declared,
             content,
         } = item;
         let claims = self.watches.entry(watch.clone()).or_default();
@@ -76,6 +85,11 @@ impl Store {
             return;
         }
         claim.version = version;
+        if let (Some(declared), Content::Wrong { error, .. }) = (&mut declared, &content) {
+            declared.unreadable = Some((error.field.clone(), error.reason.clone()));
+        }
+        self.declared_news |= claim.declared != declared;
+        claim.declared = declared;
         let object = match content {
             Content::Present => return,
             Content::Object(object) => {
@@ -118,9 +132,10 @@ impl Store {
     /// An object is gone, or not selected any more.
     pub fn gone(&mut self, watch: &Watch, key: &Key) {
         let claims = self.watches.get_mut(watch);
-        if claims.and_then(|claims| claims.remove(key)).is_none() {
+        let Some(claim) = claims.and_then(|claims| claims.remove(key)) else {
             return;
-        }
+        };
+        self.declared_news |= claim.declared.is_some();
         self.news |= self.wrong.remove(&(watch.clone(), key.clone())).is_some();
         if *watch == Watch::OwnPods {
             self.own_pods.remove(key);
@@ -176,10 +191,11 @@ impl Store {
 
     /// All that has changed since the last time; none if nothing has.
     pub fn take(&mut self) -> Option<Changes> {
-        if self.changes.is_empty() && !self.news {
+        if self.changes.is_empty() && !self.news && !self.declared_news {
             return None;
         }
         self.news = false;
+        let declared = std::mem::take(&mut self.declared_news).then(|| self.declared());
         let may_hold = |watch: &Watch| {
             matches!(
                 watch,
@@ -198,7 +214,38 @@ impl Store {
             objects: std::mem::take(&mut self.changes),
             problems,
             unread,
+            declared,
         })
+    }
+
+    /// What is known of all policy objects; of two of the same name, of the one that counts.
+    fn declared(&self) -> AllDeclared {
+        let mut all: BTreeMap<ObjectId, Declared> = BTreeMap::new();
+        for (watch, claims) in &self.watches {
+            for (key, claim) in claims {
+                let Some(declared) = &claim.declared else {
+                    continue;
+                };
+                let id = ObjectId {
+                    kind: watch.kind(),
+                    namespace: key.namespace.clone(),
+                    name: key.name.clone(),
+                };
+                match all.entry(id) {
+                    Entry::Vacant(entry) => _ = entry.insert((**declared).clone()),
+                    Entry::Occupied(mut entry) => {
+                        let (first, second) = (entry.get_mut(), (**declared).clone());
+                        if second.is_own() {
+                            let first = std::mem::replace(first, second);
+                            entry.get_mut().shadows = Some(first.api_version);
+                        } else {
+                            first.shadows = Some(second.api_version);
+                        }
+                    }
+                }
+            }
+        }
+        Arc::new(all)
     }
 
     fn claim(&mut self, watch: &Watch, key: &Key) -> Option<&mut Claim> {
@@ -303,6 +350,13 @@ mod tests {
         assert_eq!(taken(&mut store), (Some(vec!["gloo".into()]), 0));
         store.applied(&OWN, service(&OWN, 2, "own"));
         assert_eq!(taken(&mut store), (Some(vec!["own".into()]), 1));
+        let both = store.declared();
+        let (_, declared) = both.first_key_value().expect("it is told");
+        assert!(declared.is_own());
+        assert_eq!(
+            declared.shadows.as_deref(),
+            Some("networking.gloo.solo.io/v2")
+        );
         store.applied(&GLOO, service(&GLOO, 3, "changed"));
         assert_eq!(taken(&mut store), (None, 1), "it has no effect");
         store.gone(&OWN, &Key::new("n", "s"));
