@@ -15,7 +15,7 @@ use super::release::Release;
 use super::report::{End, Format, Report};
 use super::story::Settings;
 use super::world::{Node, World};
-use super::{cases, cleanup, image, release, story, world};
+use super::{cases, cleanup, release, story, world};
 use crate::cmd::say;
 use crate::image::Reference;
 use crate::workspace::Workspace;
