@@ -1,6 +1,5 @@
 //! Takes connections: mutual TLS first, and bounded in number and time whoever connects.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::places::Places;
 use super::{Caller, Served};
 use crate::tls::{Identities, Identity, MinVersion, Peer, PeerError, server_config};
 
@@ -106,7 +106,7 @@ pub async fn accept(
         strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         gateway_handshakes: Arc::new(Semaphore::new(MAX_GATEWAY_HANDSHAKES)),
-        from_one: Mutex::default(),
+        from_one: Places::default(),
         config: Mutex::default(),
     });
     loop {
@@ -133,7 +133,7 @@ struct Doors {
     strangers: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     gateway_handshakes: Arc<Semaphore>,
-    from_one: Mutex<BTreeMap<IpAddr, usize>>,
+    from_one: Places<IpAddr>,
     /// The configuration of the latest identity.
     config: Mutex<Option<(Arc<Identity>, TlsAcceptor)>>,
 }
@@ -155,7 +155,7 @@ impl Doors {
         let connection = self.connections.clone().try_acquire_owned();
         let handshake = handshakes.clone().try_acquire_owned();
         let (Ok(connection), Ok(handshake), Some(turn)) =
-            (connection, handshake, Turn::take(&self, ip, from_one))
+            (connection, handshake, self.from_one.take(ip, from_one))
         else {
             self.gate
                 .watcher
@@ -245,46 +245,6 @@ fn peer_of(stream: &TlsStream<TcpStream>) -> Result<Peer, PeerError> {
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(<[_]>::first);
     Peer::of_certificate(leaf.ok_or(PeerError::NoName)?)
-}
-
-/// One of the handshakes that an address may have at once.
-struct Turn {
-    doors: Arc<Doors>,
-    ip: IpAddr,
-}
-
-impl Turn {
-    fn take(doors: &Arc<Doors>, ip: IpAddr, most: usize) -> Option<Self> {
-        let mut from_one = doors
-            .from_one
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = from_one.entry(ip).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Self {
-            doors: doors.clone(),
-            ip,
-        })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut from_one = self
-            .doors
-            .from_one
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = from_one.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                from_one.remove(&self.ip);
-            }
-        }
-    }
 }
 
 /// A connection of a caller who has proven who it is.

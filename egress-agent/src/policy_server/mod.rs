@@ -7,6 +7,7 @@ pub mod accept;
 pub mod authz;
 mod from_index;
 pub mod metrics;
+mod places;
 pub mod query;
 mod served;
 pub mod server;

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -295,6 +296,11 @@ impl Gateway {
         &self.settings.cert_dir
     }
 
+    /// Where the policy server has its certificates.
+    pub fn agent_certs(&self) -> PathBuf {
+        self.path("agent")
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("envoy.log")).unwrap_or_default()
     }
@@ -313,7 +319,10 @@ impl Gateway {
 
     /// A connection as this client.
     pub fn connect(&self, leaf: Option<&Leaf>) -> Connection {
-        let config = client_config(&self.mesh, leaf);
+        self.connect_by(client_config(&self.mesh, leaf))
+    }
+
+    pub fn connect_by(&self, config: Arc<rustls::ClientConfig>) -> Connection {
         let name = "gateway.test".try_into().expect("a name");
         let session = rustls::ClientConnection::new(config, name).expect("a session");
         let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("Envoy listens");

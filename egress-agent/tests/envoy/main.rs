@@ -15,6 +15,7 @@ mod passthrough;
 mod policy_server;
 #[path = "../support/ports.rs"]
 mod ports;
+mod rotation;
 mod story;
 mod tunnel;
 mod upstream;

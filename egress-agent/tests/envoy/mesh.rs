@@ -96,10 +96,20 @@ impl Leaf {
 
 /// A client of the gateway; without a leaf it has no certificate.
 pub fn client_config(mesh: &Authority, leaf: Option<&Leaf>) -> Arc<rustls::ClientConfig> {
+    client_config_of(&[mesh], leaf)
+}
+
+/// The same for one who trusts several authorities.
+pub fn client_config_of(
+    authorities: &[&Authority],
+    leaf: Option<&Leaf>,
+) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(mesh.der())
-        .expect("the authority's own certificate");
+    for authority in authorities {
+        roots
+            .add(authority.der())
+            .expect("the authority's own certificate");
+    }
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("ring has them")

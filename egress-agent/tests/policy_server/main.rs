@@ -1,6 +1,7 @@
 //! The policy server's connections, on loopback: who gets in, how certificates change, and what
 //! becomes of those who mean it harm.
 
+mod ads;
 mod bytes;
 mod child;
 mod flood;

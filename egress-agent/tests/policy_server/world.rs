@@ -4,7 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use egress_agent::gateway::{ObjectName, SpiffeId};
+use egress_agent::gateway::envoy::Authorization;
+use egress_agent::gateway::host::{HostName, HostPattern};
+use egress_agent::gateway::policy::{
+    Gateway, Listener, Route, Rules, Upstream, UpstreamHttp, UpstreamTls,
+};
+use egress_agent::gateway::{GatewayPolicy, ObjectName, Settings, SpiffeId, render};
 use egress_agent::policy_server::authz::Binding;
 use egress_agent::policy_server::{GatewayPod, Served};
 use egress_agent::tls::{Identity, MinVersion, client_config};
@@ -26,6 +31,8 @@ pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Others do from here.
 pub const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 pub const DENIED: i32 = 7;
+/// Hosts of the gateway, each with a cluster.
+pub const HOSTS: usize = 500;
 
 /// A policy server, and the directory of its certificate.
 pub struct World {
@@ -81,14 +88,46 @@ impl World {
     }
 }
 
-/// One gateway, which listens nowhere: what it asks is answered with a refusal.
+/// One gateway, which is configured for many hosts and asked about none of them: what it asks is
+/// answered with a refusal.
 pub fn served() -> Served {
+    let gateway = ObjectName::new("istio-egress", "vg");
     let pod = GatewayPod {
         identity: SpiffeId::parse(GATEWAY_ID).expect("an identity"),
-        gateways: BTreeSet::from([ObjectName::new("istio-egress", "vg")]),
+        gateways: BTreeSet::from([gateway.clone()]),
+    };
+    let mut listener = Listener::default();
+    for at in 0..HOSTS {
+        let host = HostName::parse(&format!("host-{at}.example")).expect("a name");
+        let upstream = Upstream {
+            host: Some(host.clone()),
+            port: 443,
+            http: UpstreamHttp::Negotiated,
+            tls: Some(UpstreamTls::default()),
+        };
+        let route = Route {
+            service: None,
+            upstream,
+            rules: Rules::nobody(),
+        };
+        listener
+            .hosts
+            .insert(HostPattern::Exact(host), [(80, route)].into());
+    }
+    let listeners = [(8443, listener)].into();
+    let policy = GatewayPolicy {
+        trust_domain: "cluster.local".to_owned(),
+        gateways: [(gateway, Gateway { listeners })].into(),
+    };
+    let settings = Settings {
+        cert_dir: "/certs".into(),
+        upstream_ca: "/ca.crt".into(),
+        authorization: Authorization::Rbac,
     };
     Served {
         gateway_pods: [(GATEWAY, pod)].into(),
+        resources: render(&policy, &settings),
+        policy,
         ..Served::default()
     }
 }

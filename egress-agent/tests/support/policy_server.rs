@@ -36,7 +36,7 @@ pub struct Server {
     runtime: Option<Runtime>,
     running: Option<Running>,
     /// The server ends at once when this is dropped.
-    _alive: oneshot::Sender<()>,
+    alive: Option<oneshot::Sender<()>>,
     served: watch::Sender<Arc<Served>>,
     status: XdsStatus,
     registry: Arc<Registry>,
@@ -101,7 +101,7 @@ impl Server {
         Self {
             runtime: Some(runtime),
             running: Some((stop, running)),
-            _alive: alive,
+            alive: Some(alive),
             served,
             status,
             registry: Arc::new(registry),
@@ -114,10 +114,13 @@ impl Server {
         self.served.send_replace(Arc::new(served));
     }
 
-    /// Ends it at once, as if it had been killed.
+    /// Ends it at once, as if it had been killed, and waits until its port is free.
     pub fn kill(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+        drop(self.alive.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpListener::bind(self.address).is_err() {
+            assert!(Instant::now() < deadline, "it is still there");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -146,6 +149,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.kill();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }

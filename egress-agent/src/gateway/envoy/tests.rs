@@ -261,7 +261,7 @@ const MUTATIONS: [Mutation; 26] = [
         |it| {
             with_entry(&mut the_route(it).rules, |it| {
                 it.clients = Clients::These(BTreeSet::from([id("details")]));
-            })
+            });
         },
         &[ROUTES],
         &[],
@@ -288,8 +288,8 @@ const MUTATIONS: [Mutation; 26] = [
         "an entry's headers",
         |it| {
             with_entry(&mut the_route(it).rules, |it| {
-                it.headers[0].not_values.clear()
-            })
+                it.headers[0].not_values.clear();
+            });
         },
         &[ROUTES],
         &[],

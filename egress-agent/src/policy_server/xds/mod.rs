@@ -12,6 +12,7 @@ mod stream_tests;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -27,10 +28,14 @@ use tonic::{Request, Response, Status, Streaming};
 pub use status::{NodeState, Rejection, XdsStatus};
 
 use super::metrics::PolicyMetrics;
+use super::places::Places;
 use super::{Caller, Served};
+use crate::gateway::SpiffeId;
 
 /// Streams at once: an Envoy keeps one.
 const MAX_STREAMS: usize = 512;
+/// Streams at once of one caller: those of an Envoy that was restarted end after a while.
+const MAX_STREAMS_OF_ONE: usize = 16;
 /// Responses that wait for the network. Only one of a type is under way, so this never fills.
 const BACKLOG: usize = 8;
 
@@ -41,6 +46,7 @@ pub struct Xds {
     status: XdsStatus,
     metrics: PolicyMetrics,
     streams: Arc<Semaphore>,
+    callers: Places<(SpiffeId, IpAddr)>,
 }
 
 impl Xds {
@@ -54,6 +60,7 @@ impl Xds {
             status,
             metrics,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            callers: Places::default(),
         }
     }
 }
@@ -80,11 +87,15 @@ impl AggregatedDiscoveryService for Xds {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated("no client certificate"))?;
-        let permit = self.streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| {
+        let key = (caller.identity.clone(), caller.address.ip().to_canonical());
+        let place = self.callers.take(key, MAX_STREAMS_OF_ONE);
+        let permit = self.streams.clone().try_acquire_owned().ok();
+        let (Some(place), Some(permit)) = (place, permit) else {
             self.metrics.caller_refused("too-many-streams");
-            Status::resource_exhausted("too many streams; they are tried again")
-        })?;
+            return Err(Status::resource_exhausted(
+                "too many streams; they are tried again",
+            ));
+        };
         let (sender, responses) = mpsc::channel(BACKLOG);
         let task = stream::Task {
             caller,
@@ -94,7 +105,7 @@ impl AggregatedDiscoveryService for Xds {
         };
         let requests = request.into_inner();
         tokio::spawn(async move {
-            let _permit = permit;
+            let _held = (place, permit);
             if let Err(refusal) = task.run(requests, &sender).await {
                 // The other end may be gone already.
                 let _ = sender.send(Err(refusal)).await;

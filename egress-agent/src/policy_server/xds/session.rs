@@ -14,6 +14,8 @@ use crate::gateway::envoy::{CLUSTERS, LISTENERS, Resources, TYPES};
 
 /// Names that one stream may subscribe to.
 const MAX_NAMES: usize = 4096;
+/// Bytes of names and versions that one stream may have us keep.
+const MAX_BYTES: usize = 2 << 20;
 /// Stands for every resource of a type.
 const WILDCARD: &str = "*";
 
@@ -22,6 +24,8 @@ const WILDCARD: &str = "*";
 pub enum ProtocolError {
     #[error("too many resources are subscribed to; at most {MAX_NAMES}")]
     TooManyNames,
+    #[error("names of resources are too long; at most {MAX_BYTES} bytes in all")]
+    TooManyBytes,
 }
 
 /// What a request was.
@@ -100,6 +104,12 @@ impl Session {
         if subscription.names.len() > MAX_NAMES || subscription.known.len() > 2 * MAX_NAMES {
             return Err(ProtocolError::TooManyNames);
         }
+        let brings = !request.resource_names_subscribe.is_empty()
+            || !request.initial_resource_versions.is_empty();
+        if brings && self.types.values().map(Subscription::bytes).sum::<usize>() > MAX_BYTES {
+            return Err(ProtocolError::TooManyBytes);
+        }
+        let subscription = self.types.entry(type_url).or_default();
         let answered = subscription
             .unanswered
             .take_if(|unanswered| unanswered.nonce == request.response_nonce);
@@ -253,6 +263,14 @@ impl Subscription {
         for (name, version) in &request.initial_resource_versions {
             self.known.insert(name.clone(), Some(version.clone()));
         }
+    }
+
+    /// What is kept of what the client wrote.
+    fn bytes(&self) -> usize {
+        let versions = self.known.iter();
+        let versions =
+            versions.map(|(name, version)| name.len() + version.as_ref().map_or(0, String::len));
+        self.names.iter().map(String::len).chain(versions).sum()
     }
 
     /// Whether the client holds such a resource.

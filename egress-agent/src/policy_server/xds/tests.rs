@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc;
 use proptest::prelude::*;
 
-use super::session::{Event, Session};
+use super::session::{Event, ProtocolError, Session};
 use crate::gateway::envoy::{CLUSTERS, LISTENERS, ROUTES, Resource, Resources, SECRETS};
 
 pub(super) fn resources(wanted: &[(&'static str, &str, &str)]) -> Resources {
@@ -317,4 +317,35 @@ proptest! {
             prop_assert_eq!(envoy.has.get(kind).cloned().unwrap_or_default(), wanted);
         }
     }
+}
+
+#[test]
+fn a_stream_keeps_so_much_and_no_more() {
+    let asks = |names: Vec<String>| DeltaDiscoveryRequest {
+        type_url: CLUSTERS.to_owned(),
+        resource_names_subscribe: names,
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut session = Session::default();
+    let first = asks((0..4096).map(|at| at.to_string()).collect());
+    assert_eq!(session.request(&first), Ok(Event::Subscribed));
+    assert_eq!(
+        session.request(&first),
+        Ok(Event::Subscribed),
+        "they are the same"
+    );
+    let more = session.request(&asks(vec!["4096".to_owned()]));
+    assert_eq!(more, Err(ProtocolError::TooManyNames));
+
+    let mut session = Session::default();
+    let long = |at: usize| format!("{at}-{}", "x".repeat(200_000));
+    for at in 0..10 {
+        assert!(session.request(&asks(vec![long(at)])).is_ok());
+    }
+    let more = session.request(&asks(vec![long(10)]));
+    assert_eq!(more, Err(ProtocolError::TooManyBytes));
+    let mut session = Session::default();
+    let mut has = asks(Vec::new());
+    has.initial_resource_versions = (0..11).map(|at| (at.to_string(), long(at))).collect();
+    assert_eq!(session.request(&has), Err(ProtocolError::TooManyBytes));
 }
