@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use egress_agent::gateway::istio::object::AuthorizationPolicy;
-use egress_agent::gateway::{GatewayPolicy, ObjectName, SpiffeId, compile, istio};
+use egress_agent::gateway::{
+    GatewayPolicy, ObjectName, SpiffeId, compile, decide_connection, istio,
+};
 use egress_agent::policy_server::authz::Binding;
 use egress_agent::policy_server::{GatewayPod, Served};
 use rustls::pki_types::ServerName;
@@ -23,7 +25,7 @@ use crate::policy_server::{SERVER_ID, Server};
 
 const WORLDS: usize = 16;
 const REQUESTS: usize = 80;
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 8;
 const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
 /// `ghost` has no service account; the last is of another trust domain.
 const CLIENTS: [&str; 5] = [
@@ -217,8 +219,9 @@ fn native_policy_and_the_policy_server_agree() {
                 envoy.log()
             );
         };
+        let (hosts, names) = (asked_hosts(world), asked_names(world));
         for _ in 0..REQUESTS {
-            let asked = request(&mut chance);
+            let asked = request(&mut chance, &hosts);
             let client = usize::from(*chance.pick(&[0_u8, 0, 1, 1, 2, 2, 3, 4]));
             let [native, check] = world.ports.map(|port| clients.ask(port, client, &asked));
             // The policy server says what would be only where there is a dry run.
@@ -242,8 +245,8 @@ fn native_policy_and_the_policy_server_agree() {
             }
         }
         for _ in 0..CONNECTIONS {
-            let name = *chance.pick(&HOSTS);
-            let client = usize::from(*chance.pick(&[0_u8, 1, 2, 3, 4]));
+            let name = *chance.pick(&names);
+            let client = usize::from(*chance.pick(&[0_u8, 0, 1, 1, 2, 2, 3, 4]));
             let [native, check] = world.ports.map(|port| clients.passes(port, client, name));
             if native != check {
                 fail(&(CLIENTS[client], name), &native, &check);
@@ -266,8 +269,53 @@ fn native_policy_and_the_policy_server_agree() {
     }
 }
 
+fn gateway_of(world: &Compiled) -> ObjectName {
+    ObjectName::new("istio-egress", &world.name)
+}
+
+/// The hosts that are asked for: all, and oftener those where more is decided.
+fn asked_hosts(world: &Compiled) -> Vec<&'static str> {
+    let gateway = &world.policy.gateways[&gateway_of(world)];
+    let listener = &gateway.listeners[&world.ports[0]];
+    let weight = |host: &str| {
+        let routes = listener.routes_of(host).map(BTreeMap::values);
+        let weights = routes.into_iter().flatten().map(|route| {
+            let rules = &route.rules;
+            2 + usize::from(rules.closed) * 2 + usize::from(rules.has_dry_run()) * 8
+        });
+        1 + weights.max().unwrap_or_default()
+    };
+    weighted(weight)
+}
+
+/// The same for server names.
+fn asked_names(world: &Compiled) -> Vec<&'static str> {
+    let gateway = gateway_of(world);
+    let weight = |sni: &str| {
+        let passed_on = CLIENTS[..3].iter().filter(|client| {
+            let connection = egress_agent::gateway::Connection {
+                gateway: &gateway,
+                listener: world.ports[0],
+                client: &SpiffeId::parse(client).expect("an identity"),
+                client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                sni,
+            };
+            decide_connection(&world.policy, &connection)
+                .service
+                .is_some()
+        });
+        1 + 2 * passed_on.count()
+    };
+    weighted(weight)
+}
+
+fn weighted(weight: impl Fn(&str) -> usize) -> Vec<&'static str> {
+    let times = |host| std::iter::repeat_n(host, weight(host));
+    HOSTS.into_iter().flat_map(times).collect()
+}
+
 fn ports_of(world: &Compiled) -> [Port<'_>; 2] {
-    let gateway = &world.policy.gateways[&ObjectName::new("istio-egress", &world.name)];
+    let gateway = &world.policy.gateways[&gateway_of(world)];
     let natively = Decides::Natively {
         http: translate(&world.native, false),
         tcp: translate(&world.native, true),

@@ -184,7 +184,13 @@ fn policy(chance: &mut Chance) -> Value {
     } else {
         json!({})
     };
-    let entries: Vec<Value> = (0..=chance.below(3)).map(|_| entry(chance)).collect();
+    let mut entries: Vec<Value> = (0..=chance.below(3)).map(|_| entry(chance)).collect();
+    if chance.one_in(4) {
+        // All of it on trial: its hosts stay open.
+        for entry in &mut entries {
+            entry["dryRun"] = json!(true);
+        }
+    }
     json!({
         "applyToDestinations": [{ "kind": "EXTERNAL_SERVICE", "selector": selector, "port": port }],
         "config": { "authzList": entries },
@@ -246,8 +252,10 @@ pub struct Request {
 
 /// What dot segments hide behind parameters is left out (`accept_hidden_dot_segments`), and so are
 /// repeated headers, which Istio's gateways send to the policy server joined.
-pub fn request(chance: &mut Chance) -> Request {
-    const METHODS: [&str; 5] = ["GET", "GET", "POST", "OPTIONS", "get"];
+pub fn request(chance: &mut Chance, hosts: &[&'static str]) -> Request {
+    const METHODS: [&str; 8] = [
+        "GET", "GET", "GET", "POST", "POST", "OPTIONS", "OPTIONS", "get",
+    ];
     const PATHS: [&str; 22] = [
         "/",
         "/v1/a",
@@ -280,7 +288,7 @@ pub fn request(chance: &mut Chance) -> Request {
         "x-team: green\r\n",
         "x-team:\r\n",
     ];
-    let host = *chance.pick(&HOSTS);
+    let host = *chance.pick(hosts);
     let authority = match chance.below(24) {
         0 => host.to_ascii_uppercase(),
         1 => format!("{host}."),
