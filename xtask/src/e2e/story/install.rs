@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::Settings;
+use crate::e2e::certs;
+use crate::e2e::cluster::{Place, Seen, until};
 use crate::e2e::objects::{self, ADMITTED, GATEWAY_ACCOUNT, OTHER};
 use crate::e2e::report::{Finding, Report};
 use crate::e2e::world::World;
-use crate::e2e::{certs, cluster::Seen, cluster::until};
 
 /// Until every node's pod of a `DaemonSet` is Ready.
 const ROLL_OUT: Duration = Duration::from_mins(4);
@@ -77,14 +78,34 @@ pub(super) async fn install(world: &World, settings: &Settings, report: &mut Rep
         .wait_for_daemon_set(&world.names.system(), "sallyport-agent", ROLL_OUT)
         .await;
     let all = ready.is_ok();
-    let found = ready.map(|pods| {
-        let nodes = world.nodes.len();
-        Finding::new(
-            usize::try_from(pods) == Ok(nodes),
-            format!("{pods} agents on {nodes} nodes"),
-        )
-    });
+    let found = match ready {
+        Ok(pods) => {
+            let nodes = world.nodes.len();
+            let seen = format!("{pods} agents on {nodes} nodes");
+            Ok(Finding::new(usize::try_from(pods) == Ok(nodes), seen))
+        }
+        Err(error) => {
+            let seen = format!("{error:#}");
+            Ok(Finding::because(false, seen, complaint(world).await))
+        }
+    };
     report.found("agents-ready", found, start.elapsed());
     anyhow::ensure!(all, "nothing can be tried without agents");
     Ok(())
+}
+
+/// The last thing that an agent complains of.
+async fn complaint(world: &World) -> String {
+    let Ok(agent) = world.agent(world.node()).await else {
+        return String::new();
+    };
+    let name = agent["metadata"]["name"].as_str().unwrap_or_default();
+    let place = Place::new(&world.names.system(), name, "agent");
+    let log = world.cluster.logs(&place).await.unwrap_or_default();
+    let lines = log.lines().rev();
+    lines
+        .filter(|line| line.contains("ERROR") || line.contains("error"))
+        .map(str::to_owned)
+        .next()
+        .unwrap_or_default()
 }
