@@ -1,7 +1,7 @@
 //! The node agent: declared state in, kernel state out.
 //!
 //! Data goes one way: `source` → `index` → `compile` → `reconcile` → `datapath`; `node` tells
-//! where the pods of this node are, `gateway` renders the egress gateways' configuration from the
+//! where the pods of this node are, `nri` which ones the container runtime is about to start, `gateway` renders the egress gateways' configuration from the
 //! same index, `policy_server` answers gateways by it, `telemetry` and `cli` read what the kernel reports. `index`, `compile` and the
 //! planning half of `reconcile` are pure: no I/O, no clock, no lock.
 
@@ -14,6 +14,7 @@ pub mod explain;
 pub mod gateway;
 pub mod index;
 pub mod node;
+pub mod nri;
 pub mod policy_server;
 pub mod reconcile;
 pub mod source;

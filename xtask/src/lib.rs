@@ -14,6 +14,7 @@ pub mod e2e;
 pub mod ebpf;
 pub mod image;
 pub mod node;
+pub mod nri;
 pub mod test;
 pub mod tools;
 pub mod workspace;

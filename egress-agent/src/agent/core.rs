@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use egress_common::maps::Config;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use super::gateways::Gateways;
+use super::announced;
 use super::options::{Options, Outbound};
 use super::run_dir::{Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
@@ -18,6 +20,7 @@ use crate::datapath::maps::text;
 use crate::datapath::{Adopt, Direction, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
 use crate::node::{Scout, Sightings, StandingFlows};
+use crate::nri::{self, Sandboxes};
 use crate::reconcile::{Coverage, NodeStatus, PodStatus, Reconciler, Report, status};
 use crate::source::Update;
 use crate::telemetry::Metrics;
@@ -40,6 +43,9 @@ pub struct Core {
     gateways: Gateways,
     run_dir: RunDir,
     metrics: Arc<Metrics>,
+    nri: Arc<nri::Board>,
+    /// Whether the kernel is as desired.
+    synced: watch::Sender<bool>,
     observed: Observed,
     status: NodeStatus,
     writes: u64,
@@ -95,6 +101,8 @@ impl Core {
             gateways,
             run_dir,
             metrics,
+            nri: Arc::default(),
+            synced: watch::Sender::new(false),
             observed,
             status: NodeStatus::default(),
             writes: 0,
@@ -111,9 +119,12 @@ impl Core {
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
     /// gateways in step with both.
     pub fn pass(&mut self, update: Option<Update>) -> Result<Outcome> {
+        let sandboxes = self.nri.sandboxes();
         let changed = update.is_some_and(|update| self.learn(update));
+        let changed = self.listen(&sandboxes) || changed;
         self.compile(changed);
         if self.is_held_back() {
+            self.synced.send_replace(false);
             self.run_dir.unset_ready()?;
             self.board.publish(false, &self.status, &self.failures);
             return Ok(Outcome {
@@ -139,6 +150,10 @@ impl Core {
         status.source = self.told.health;
         self.publish(status)?;
         self.board.publish(synced, &self.status, &self.failures);
+        let strict = self.told.shared;
+        let standings = announced::standings(&sandboxes, &self.status, &self.index, strict);
+        self.nri.publish(sandboxes.version, standings);
+        self.synced.send_replace(synced);
         if synced {
             self.run_dir.set_ready(Ready {
                 revision: self.revision(),
@@ -180,6 +195,14 @@ impl Core {
             }
         }
         changed
+    }
+
+    /// Takes what the runtime tells of pods. Whether there is something to compile.
+    fn listen(&mut self, sandboxes: &Sandboxes) -> bool {
+        self.scout
+            .set_namespaces(announced::namespaces(sandboxes));
+        let pods = announced::pods(sandboxes, &self.settings.node_name);
+        self.index.announce(pods)
     }
 
     /// Whether the kernel must be left as it is: an agent that starts has no last good version of
@@ -243,6 +266,16 @@ impl Core {
             direction.name()
         );
         self.board.notice(notice(pod, true, "HookDisplaced", note));
+    }
+
+    /// Where the container runtime's questions meet what passes say.
+    pub fn nri(&self) -> Arc<nri::Board> {
+        Arc::clone(&self.nri)
+    }
+
+    /// Tells whether the kernel is as desired, from now on.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
     }
 
     pub fn status(&self) -> &NodeStatus {

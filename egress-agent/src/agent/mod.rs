@@ -1,6 +1,7 @@
 //! The daemon: waits for what may change something, and lets one pass at a time bring the kernel
 //! in step. While a pass runs, changes gather; the next sees them all at once.
 
+mod announced;
 mod core;
 pub mod gateway_status;
 mod gateways;
@@ -9,6 +10,7 @@ mod own_pod;
 mod policy;
 mod run_dir;
 mod source;
+pub mod startup_taint;
 pub mod status;
 
 use std::path::Path;
@@ -23,13 +25,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
 pub use options::{
-    ClientBinding, GatewayAuthz, LogFormat, Options, Outbound, Source, TlsMin, UnknownPods,
+    ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin, UnknownPods,
 };
 pub use run_dir::{Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};
 use crate::node::{Kubepods, Scout, Watcher};
+use crate::nri;
 use crate::policy_server::xds::XdsStatus;
 use crate::source::kubernetes;
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
@@ -100,7 +103,21 @@ pub async fn run(options: Options) -> Result<()> {
         metrics.policy(),
         &mut tasks,
     )?;
+    let numbers = metrics.nri().clone();
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
+    let mut asked = core.nri().changes();
+    if let Some(settings) = options.nri() {
+        tasks.spawn(nri::follow(settings, core.nri(), numbers));
+    }
+    if let Some(taint) = options.startup_taint_key.clone() {
+        anyhow::ensure!(
+            options.source == Source::Kubernetes,
+            "--startup-taint-key needs --source kubernetes"
+        );
+        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+        let node = options.node_name.clone();
+        tasks.spawn(startup_taint::follow(client, node, taint, core.synced()));
+    }
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,9 +146,17 @@ pub async fn run(options: Options) -> Result<()> {
             tokio::select! {
                 _ = terminate.recv() => break true,
                 _ = interrupt.recv() => break true,
+                // A sandbox is held until a pass has seen it.
+                changed = asked.changed() => {
+                    changed.context("nobody tells of sandboxes any more")?;
+                    break false;
+                }
                 changed = updates.changed() => {
                     changed?;
-                    sleep_until(passed + GATHER).await;
+                    tokio::select! {
+                        () = sleep_until(passed + GATHER) => {}
+                        _ = asked.changed() => {}
+                    }
                     fresh = Some(updates.take());
                     break false;
                 }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use egress_common::maps::{MODE_ENFORCE, MODE_OFF};
@@ -9,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::gateway::OutboundPolicy;
 use crate::gateway::envoy::Authorization;
+use crate::nri::{self, OnTimeout};
 use crate::policy_server::authz::Binding;
 use crate::tls::MinVersion;
 
@@ -66,6 +69,41 @@ pub struct Options {
     /// What happens to packets of pods that no object tells of (yet).
     #[arg(long, env = "SALLYPORT_UNKNOWN_PODS", value_enum, default_value_t = UnknownPods::Deny)]
     pub unknown_pods: UnknownPods,
+
+    /// Socket of the container runtime's NRI, by which sandboxes are held until their hooks stand:
+    /// auto (used where it is there), off, or a path.
+    #[arg(
+        long,
+        env = "SALLYPORT_NRI_SOCKET",
+        value_name = "auto|off|PATH",
+        default_value = "auto"
+    )]
+    pub nri_socket: NriSocket,
+
+    /// How long a sandbox is held at most, in milliseconds; never longer than three quarters of the
+    /// time that the runtime gives its plugins.
+    #[arg(
+        long,
+        env = "SALLYPORT_NRI_TIMEOUT",
+        value_name = "MS",
+        default_value_t = 1500,
+        value_parser = clap::value_parser!(u64).range(1..=60_000)
+    )]
+    pub nri_timeout: u64,
+
+    /// What becomes of a sandbox whose hooks don't stand in time.
+    #[arg(
+        long,
+        env = "SALLYPORT_NRI_ON_TIMEOUT",
+        value_enum,
+        default_value_t = OnTimeout::Deny
+    )]
+    pub nri_on_timeout: OnTimeout,
+
+    /// Taint that is taken off this node once the kernel is as declared, such as
+    /// sallyport.dev/agent-not-ready; for --source kubernetes.
+    #[arg(long, env = "SALLYPORT_STARTUP_TAINT_KEY", value_name = "KEY")]
+    pub startup_taint_key: Option<String>,
 
     /// Range of pods' addresses, beside those of Node objects. May be given several times.
     #[arg(
@@ -173,6 +211,46 @@ pub enum Source {
     Directory,
     /// The API server.
     Kubernetes,
+}
+
+/// Where the runtime's NRI is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NriSocket {
+    /// At its usual place, if it is there.
+    Auto,
+    /// The agent is no plugin.
+    Off,
+    Path(PathBuf),
+}
+
+impl FromStr for NriSocket {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            path if path.starts_with('/') => Ok(Self::Path(path.into())),
+            _ => Err("give auto, off, or an absolute path".to_owned()),
+        }
+    }
+}
+
+impl Options {
+    /// How the agent is an NRI plugin; none if it is not to be one.
+    pub fn nri(&self) -> Option<nri::Settings> {
+        let (socket, expected) = match &self.nri_socket {
+            NriSocket::Off => return None,
+            NriSocket::Auto => (nri::DEFAULT_SOCKET.into(), false),
+            NriSocket::Path(path) => (path.clone(), true),
+        };
+        Some(nri::Settings {
+            socket,
+            expected,
+            timeout: Duration::from_millis(self.nri_timeout),
+            on_timeout: self.nri_on_timeout,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -13,7 +13,7 @@ mod special;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egress_common::limits::MAX_RANGES;
 use ipnet::IpNet;
@@ -90,13 +90,16 @@ pub fn compile(
         ..Compiled::default()
     };
     let mut digests: BTreeMap<Recipe<'_>, Digest> = BTreeMap::new();
-    for (key, pod) in index
-        .pods()
-        .iter()
-        .filter(|(_, pod)| here(pod) && !pod.finished)
+    let objects = index.pods().iter().map(|(key, pod)| (key, pod, false));
+    // Their keys may be those of pods that were before them.
+    let early = index.early_pods().map(|(key, pod)| (key, pod, true));
+    for (key, pod, early) in objects
+        .chain(early)
+        .filter(|(_, pod, _)| here(pod) && !pod.finished)
     {
-        let gateway = gateways.pods.contains(key);
+        let gateway = !early && gateways.pods.contains(key);
         let mut desired = desired_pod(key, pod, gateway);
+        (desired.v4, desired.v6) = addresses(index.ips(pod));
         if !gateway {
             let holding = lockdowns::holding(index, &key.namespace, pod, now);
             desired.hold = holding.hold;
@@ -147,8 +150,8 @@ fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
         service_account: pod.service_account.clone(),
-        v4: pod.v4(),
-        v6: pod.v6(),
+        v4: None,
+        v6: None,
         host_network: pod.host_network,
         gateway,
         hold: Hold::Off,
@@ -156,6 +159,19 @@ fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {
         policy: None,
         lockdowns: Vec::new(),
     }
+}
+
+/// The first of each family, as the kernel knows them.
+fn addresses(ips: &[IpAddr]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let v4 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    });
+    (v4, v6)
 }
 
 fn is_node_local_dns(key: &Key, pod: &Pod) -> bool {

@@ -3,6 +3,7 @@
 //!
 //! A bad object is reported ([`Index::problems`]) and its last good version stands.
 
+mod announced;
 mod check;
 mod model;
 mod object;
@@ -12,6 +13,7 @@ mod thin;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use announced::Announced;
 pub use model::{
     Declared, Endpoint, EndpointPort, EndpointSlice, Key, Labels, Node, Pod, PodRef, Service,
     ServicePort,
@@ -40,6 +42,8 @@ pub struct Index {
     external_services: BTreeMap<Key, Declared<ExternalServiceSpec>>,
     access_policies: BTreeMap<Key, Declared<AccessPolicySpec>>,
     problems: BTreeMap<ObjectId, Vec<Problem>>,
+    /// Pods that the container runtime tells of, by UID.
+    announced: BTreeMap<String, Announced>,
 }
 
 /// Puts `value` at `key`; whether that changed anything.

@@ -76,24 +76,6 @@ pub struct Pod {
     pub terminating: bool,
 }
 
-impl Pod {
-    /// First address of the family, as the kernel knows it.
-    pub fn v4(&self) -> Option<std::net::Ipv4Addr> {
-        self.ips.iter().find_map(|ip| match ip {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        })
-    }
-
-    /// First address of the family, as the kernel knows it.
-    pub fn v6(&self) -> Option<std::net::Ipv6Addr> {
-        self.ips.iter().find_map(|ip| match ip {
-            IpAddr::V6(v6) => Some(*v6),
-            IpAddr::V4(_) => None,
-        })
-    }
-}
-
 /// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {

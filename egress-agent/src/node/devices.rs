@@ -4,7 +4,11 @@
 //! kernel gives by process number. So the agent neither enters a namespace nor opens
 //! `/proc/<pid>/ns/net`, for which it would need `CAP_SYS_PTRACE`.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
@@ -38,6 +42,7 @@ const IFA_LOCAL: u16 = 2;
 /// `linux/net_namespace.h`.
 const NETNSA_NSID: u16 = 1;
 const NETNSA_PID: u16 = 2;
+const NETNSA_FD: u16 = 3;
 const NO_NSID: i32 = -1;
 /// `linux/if_arp.h`.
 pub(super) const ARPHRD_ETHER: u16 = 1;
@@ -119,30 +124,54 @@ impl Route {
     /// # Errors
     /// Assigning needs `CAP_NET_ADMIN`.
     pub fn nsid(&mut self, pid: u32) -> Result<Option<i32>, NetlinkError> {
-        match self.known_nsid(pid)? {
+        self.number(NETNSA_PID, pid)
+    }
+
+    /// As `nsid`, of the namespace that this file stands for. None if it stands for none, or is not
+    /// there.
+    ///
+    /// # Errors
+    /// Assigning needs `CAP_NET_ADMIN`.
+    pub fn nsid_of_file(&mut self, path: &Path) -> Result<Option<i32>, NetlinkError> {
+        // Nothing that could be there instead of a namespace must make the agent wait.
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let Ok(file) = options.open(path) else {
+            return Ok(None);
+        };
+        let descriptor = file.as_raw_fd().unsigned_abs();
+        match self.number(NETNSA_FD, descriptor) {
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(None),
+            number => number,
+        }
+    }
+
+    /// `by` says what `value` is: a process's number, or an open file's.
+    fn number(&mut self, by: u16, value: u32) -> Result<Option<i32>, NetlinkError> {
+        match self.known_nsid(by, value)? {
             Some(NO_NSID) => {}
             known => return Ok(known),
         }
-        let mut request = nsid_request(pid);
+        let mut request = nsid_request(by, value);
         // -1 lets the kernel choose.
         push_attribute(&mut request, NETNSA_NSID, &NO_NSID.to_ne_bytes());
-        match self.channel.ask(
-            "number a process's network namespace",
-            RTM_NEWNSID,
-            &request,
-        ) {
+        match self
+            .channel
+            .ask("number a network namespace", RTM_NEWNSID, &request)
+        {
             Err(error) if error.errno() == Some(Errno::ESRCH) => return Ok(None),
             // Somebody else numbered it meanwhile.
             Err(error) if error.errno() != Some(Errno::EEXIST) => return Err(error),
             _ => {}
         }
         // None still: the number is now another process's, whose namespace has no id.
-        Ok(self.known_nsid(pid)?.filter(|nsid| *nsid != NO_NSID))
+        Ok(self.known_nsid(by, value)?.filter(|nsid| *nsid != NO_NSID))
     }
 
-    fn known_nsid(&mut self, pid: u32) -> Result<Option<i32>, NetlinkError> {
-        let doing = "look up a process's network namespace";
-        let answer = match self.channel.ask(doing, RTM_GETNSID, &nsid_request(pid)) {
+    fn known_nsid(&mut self, by: u16, value: u32) -> Result<Option<i32>, NetlinkError> {
+        let doing = "look up a network namespace";
+        let request = nsid_request(by, value);
+        let answer = match self.channel.ask(doing, RTM_GETNSID, &request) {
             Err(error) if error.errno() == Some(Errno::ESRCH) => return Ok(None),
             answer => answer?,
         };
@@ -155,9 +184,9 @@ impl Route {
     }
 }
 
-fn nsid_request(pid: u32) -> Vec<u8> {
+fn nsid_request(by: u16, value: u32) -> Vec<u8> {
     let mut request = vec![0; RTGENMSG];
-    push_attribute(&mut request, NETNSA_PID, &pid.to_ne_bytes());
+    push_attribute(&mut request, by, &value.to_ne_bytes());
     request
 }
 

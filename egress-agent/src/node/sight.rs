@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::age::age;
@@ -31,6 +32,8 @@ pub struct Scout {
     route: Route,
     /// Id of the agent's own network namespace, which is the node's.
     own: i32,
+    /// Files of pods' network namespaces, by UID, as the container runtime tells them.
+    told: BTreeMap<String, PathBuf>,
 }
 
 /// A container runtime puts a new process (a container's first, or an exec probe's) into the
@@ -38,7 +41,7 @@ pub struct Scout {
 /// still in the node's says nothing about a pod that has a namespace already.
 const ARRIVED: Duration = Duration::from_secs(1);
 
-/// A pod's processes, by network namespace.
+/// A pod's processes, by network namespace; one that only the runtime has told of has none.
 type Spaces = BTreeMap<i32, BTreeSet<u32>>;
 
 /// Where a pod's processes are.
@@ -66,11 +69,18 @@ impl Scout {
             kubepods,
             route,
             own,
+            told: BTreeMap::new(),
         })
     }
 
     pub fn kubepods(&self) -> &Kubepods {
         &self.kubepods
+    }
+
+    /// Takes the files that stand for pods' network namespaces, by UID: such a pod's devices are
+    /// found before it has a process. Files that are out of reach are as good as none.
+    pub fn set_namespaces(&mut self, files: BTreeMap<String, PathBuf>) {
+        self.told = files;
     }
 
     /// All addresses of the node's own devices; sorted.
@@ -95,10 +105,15 @@ impl Scout {
         for uid in pods {
             let uid = uid.as_ref();
             let cgroup = found.get(uid);
-            let whereabouts = match cgroup {
+            let mut whereabouts = match cgroup {
                 Some(cgroup) => self.whereabouts(cgroup)?,
                 None => Whereabouts::default(),
             };
+            if let Some(file) = self.told.get(uid)
+                && let Some(nsid) = self.route.nsid_of_file(file)?
+            {
+                whereabouts.spaces.entry(nsid).or_default();
+            }
             all.insert(uid.to_owned(), (cgroup, whereabouts));
         }
         // After the processes: a namespace that is known now has had its devices since before.

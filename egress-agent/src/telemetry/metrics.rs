@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::kernel_metrics::KernelMetrics;
 use crate::datapath::pinned::Pinned;
+use crate::nri::NriMetrics;
 use crate::policy_server::metrics::PolicyMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +56,7 @@ pub struct Metrics {
     source_stale_since: Gauge,
     last_sync: Gauge,
     policy: PolicyMetrics,
+    nri: NriMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -139,6 +141,7 @@ impl Metrics {
             last_sync.clone(),
         );
         let policy = PolicyMetrics::register(&mut registry);
+        let nri = NriMetrics::register(&mut registry);
         if let Some(pinned) = pinned {
             registry.register_collector(Box::new(KernelMetrics::new(pinned)));
         }
@@ -157,6 +160,7 @@ impl Metrics {
             source_stale_since,
             last_sync,
             policy,
+            nri,
         })
     }
 
@@ -168,6 +172,11 @@ impl Metrics {
     /// Those of the policy server.
     pub fn policy(&self) -> &PolicyMetrics {
         &self.policy
+    }
+
+    /// Those of held sandboxes.
+    pub fn nri(&self) -> &NriMetrics {
+        &self.nri
     }
 
     /// An event was read; `verdict` as in [`super::FlowEvent`].

@@ -6,5 +6,6 @@ mod gateway_status;
 mod history;
 mod objects;
 mod source;
+mod startup_taint;
 mod status;
 mod world;

@@ -6,6 +6,7 @@ mod answer;
 mod apply;
 mod faults;
 mod http;
+mod json_patch;
 mod list;
 mod resources;
 mod select;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::answer::Target;
 use super::apply;
 use super::http::{Request, Response};
+use super::json_patch;
 use super::store::{Key, Refused, Store};
 
 pub(super) fn write(store: &mut Store, request: &Request, target: &Target) -> Response {
@@ -23,6 +24,9 @@ pub(super) fn write(store: &mut Store, request: &Request, target: &Target) -> Re
         method => match serde_json::from_slice(&request.body) {
             Ok(body) if request.content_type.contains("apply-patch") => {
                 apply(store, request, target, &key, body)
+            }
+            Ok(steps) if request.content_type.contains("json-patch") => {
+                step(store, target, &key, &steps)
             }
             Ok(body) => change(store, method, target, &key, body),
             Err(error) => Err((400, "BadRequest", error.to_string())),
@@ -43,6 +47,22 @@ pub(super) fn write(store: &mut Store, request: &Request, target: &Target) -> Re
 fn missing(target: &Target, key: &Key) -> Refused {
     let message = format!("{} \"{}\" not found", target.resource.plural, key.1);
     (404, "NotFound", message)
+}
+
+fn step(
+    store: &mut Store,
+    target: &Target,
+    key: &Key,
+    steps: &Value,
+) -> Result<std::sync::Arc<Value>, Refused> {
+    let old = store.get(&target.resource, key);
+    let mut object = (**old.ok_or_else(|| missing(target, key))?).clone();
+    json_patch::patch(&mut object, steps)?;
+    // As long as no step says otherwise, whatever version it is.
+    if let Some(meta) = object["metadata"].as_object_mut() {
+        meta.remove("resourceVersion");
+    }
+    store.put(&target.resource, object)
 }
 
 fn change(

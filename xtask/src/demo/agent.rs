@@ -58,6 +58,9 @@ impl Agent {
                 plan::NODE_NAME,
                 "--trust-domain",
                 TRUST_DOMAIN,
+                // That of the machine is none of this node's.
+                "--nri-socket",
+                "off",
             ])
             .args([
                 "--metrics-address",

@@ -41,6 +41,8 @@ pub struct Cluster {
     pub ratings: Pod,
     pub gateway: Pod,
     pub dns: Pod,
+    /// Further flags of agents that are started from now on.
+    pub flags: Vec<String>,
     /// Last: the pods go before it.
     pub node: Node,
 }
@@ -113,6 +115,8 @@ impl Cluster {
             ratings,
             gateway,
             dns,
+            // A runtime of the machine is none of this node's.
+            flags: vec!["--nri-socket".to_owned(), "off".to_owned()],
             node,
         }
     }
@@ -195,6 +199,7 @@ impl Cluster {
             .args(["--node-name", plan::NODE_NAME, "--log-format", "json"])
             .args(source)
             .arg(path)
+            .args(&self.flags)
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--cgroup-root")

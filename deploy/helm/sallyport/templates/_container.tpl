@@ -17,6 +17,21 @@ env:
   {{- end }}
   - name: SALLYPORT_RUN_DIR
     value: /run/sallyport
+  {{- if .Values.nri.enabled }}
+  - name: SALLYPORT_NRI_SOCKET
+    value: auto
+  - name: SALLYPORT_NRI_TIMEOUT
+    value: {{ .Values.nri.timeoutMs | quote }}
+  - name: SALLYPORT_NRI_ON_TIMEOUT
+    value: {{ .Values.nri.onTimeout | lower }}
+  {{- else }}
+  - name: SALLYPORT_NRI_SOCKET
+    value: "off"
+  {{- end }}
+  {{- if .Values.startupTaint.enabled }}
+  - name: SALLYPORT_STARTUP_TAINT_KEY
+    value: {{ .Values.startupTaint.key | quote }}
+  {{- end }}
   - name: SALLYPORT_UNKNOWN_PODS
     value: {{ .Values.unknownPods | lower }}
   - name: SALLYPORT_OUTBOUND_POLICY
@@ -97,6 +112,19 @@ volumeMounts:
     readOnly: true
   - name: run
     mountPath: /run/sallyport
+  {{- if .Values.nri.enabled }}
+  # The directory, not the socket: a runtime that restarts makes a new one.
+  - name: nri
+    mountPath: /var/run/nri
+    readOnly: true
+  {{- if .Values.nri.netnsDir }}
+  # Each namespace is a mount, which comes and goes after the agent began.
+  - name: netns
+    mountPath: {{ .Values.nri.netnsDir | replace "/var/run/" "/run/" }}
+    readOnly: true
+    mountPropagation: HostToContainer
+  {{- end }}
+  {{- end }}
   {{- if .Values.policyServer.enabled }}
   {{- if .Values.policyServer.spiffe.enabled }}
   - name: spiffe
