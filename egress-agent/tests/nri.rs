@@ -259,7 +259,9 @@ fn when_the_runtime_restarts_it_is_back_with_what_runs_then() {
     drop(runtime);
     until("the loss", || plugin.measures("sallyport_nri_connected 0"));
     let runtime = start(&plugin.socket, settings(&["two"]));
-    until("the new list", || plugin.board.sandboxes().by_uid.len() == 1);
+    until("the new list", || {
+        plugin.board.sandboxes().by_uid.len() == 1
+    });
     let answer = thread::scope(|scope| {
         let held = scope.spawn(|| runtime.run_pod_sandbox(&sandbox("web")));
         plugin.wait_for_pod("uid-web");

@@ -182,7 +182,15 @@ mod needs_root {
         let wire = cluster.node.wire().expect("a recorder");
         let mark = wire.mark();
         let to = SocketAddr::new(plan::OUTSIDE.v4.into(), plan::OUTSIDE_UDP).to_string();
-        let args = ["udp", "--to", &to, "--payload", "the gate", "--timeout-ms", "300"];
+        let args = [
+            "udp",
+            "--to",
+            &to,
+            "--payload",
+            "the gate",
+            "--timeout-ms",
+            "300",
+        ];
         let answer = pod.probe(&args).expect("a probe");
         assert_ne!(answer.outcome, "answered");
         assert_eq!(seen(&wire, mark, "the gate"), 0);

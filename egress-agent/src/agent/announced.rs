@@ -105,11 +105,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_ready_when_its_hooks_stand_or_nothing_holds_it() {
-        for coverage in [
-            Coverage::Covered,
-            Coverage::HostNetwork,
-            Coverage::NotHeld,
-        ] {
+        for coverage in [Coverage::Covered, Coverage::HostNetwork, Coverage::NotHeld] {
             let pod = status(coverage, "enforce");
             assert_eq!(standing(&pod, true), Standing::Ready);
             // Its namespace's labels may name another lockdown.

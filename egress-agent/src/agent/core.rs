@@ -10,8 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::gateways::Gateways;
 use super::announced;
+use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::run_dir::{Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
@@ -199,8 +199,7 @@ impl Core {
 
     /// Takes what the runtime tells of pods. Whether there is something to compile.
     fn listen(&mut self, sandboxes: &Sandboxes) -> bool {
-        self.scout
-            .set_namespaces(announced::namespaces(sandboxes));
+        self.scout.set_namespaces(announced::namespaces(sandboxes));
         let pods = announced::pods(sandboxes, &self.settings.node_name);
         self.index.announce(pods)
     }
@@ -271,6 +270,10 @@ impl Core {
     /// Where the container runtime's questions meet what passes say.
     pub fn nri(&self) -> Arc<nri::Board> {
         Arc::clone(&self.nri)
+    }
+
+    pub fn nri_metrics(&self) -> nri::NriMetrics {
+        self.metrics.nri().clone()
     }
 
     /// Tells whether the kernel is as desired, from now on.

@@ -25,7 +25,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Conntrack, Core, Outcome};
 pub use options::{
-    ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin, UnknownPods,
+    ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
+    UnknownPods,
 };
 pub use run_dir::{Ready, RunDir};
 
@@ -103,21 +104,9 @@ pub async fn run(options: Options) -> Result<()> {
         metrics.policy(),
         &mut tasks,
     )?;
-    let numbers = metrics.nri().clone();
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
     let mut asked = core.nri().changes();
-    if let Some(settings) = options.nri() {
-        tasks.spawn(nri::follow(settings, core.nri(), numbers));
-    }
-    if let Some(taint) = options.startup_taint_key.clone() {
-        anyhow::ensure!(
-            options.source == Source::Kubernetes,
-            "--startup-taint-key needs --source kubernetes"
-        );
-        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
-        let node = options.node_name.clone();
-        tasks.spawn(startup_taint::follow(client, node, taint, core.synced()));
-    }
+    begin_of_pods(&options, &core, &mut tasks).await?;
 
     let mut place_check = interval(PLACE_CHECK);
     place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -180,6 +169,23 @@ pub async fn run(options: Options) -> Result<()> {
     }
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
+    Ok(())
+}
+
+/// Starts what keeps pods from beginning before their hooks stand.
+async fn begin_of_pods(options: &Options, core: &Core, tasks: &mut JoinSet<()>) -> Result<()> {
+    if let Some(settings) = options.nri() {
+        tasks.spawn(nri::follow(settings, core.nri(), core.nri_metrics()));
+    }
+    if let Some(taint) = options.startup_taint_key.clone() {
+        anyhow::ensure!(
+            options.source == Source::Kubernetes,
+            "--startup-taint-key needs --source kubernetes"
+        );
+        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+        let node = options.node_name.clone();
+        tasks.spawn(startup_taint::follow(client, node, taint, core.synced()));
+    }
     Ok(())
 }
 

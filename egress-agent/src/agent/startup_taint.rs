@@ -34,7 +34,10 @@ pub async fn follow(client: Client, name: String, key: String, mut synced: watch
                 let error = error.to_string();
                 if error != told {
                     tracing::warn!(
-                        event = "startup_taint_stays", node = name, key, error,
+                        event = "startup_taint_stays",
+                        node = name,
+                        key,
+                        error,
                         "no pods are put on this node until it can be removed"
                     );
                 }
@@ -126,7 +129,11 @@ mod tests {
         let key = "sallyport.dev/agent-not-ready";
         assert_eq!(removal(&Node::default(), key), None);
         assert_eq!(removal(&node(&[("other", "NoSchedule")]), key), None);
-        let taints = [(key, "NoSchedule"), ("other", "NoSchedule"), (key, "NoExecute")];
+        let taints = [
+            (key, "NoSchedule"),
+            ("other", "NoSchedule"),
+            (key, "NoExecute"),
+        ];
         let expected = json!([
             { "op": "test", "path": "/spec/taints/2",
                 "value": { "key": key, "effect": "NoExecute" } },

@@ -50,7 +50,8 @@ pub async fn follow(settings: Settings, board: Arc<Board>, metrics: NriMetrics) 
                     let error = error.to_string();
                     if error != told {
                         tracing::warn!(
-                            event = "nri_disconnected", error,
+                            event = "nri_disconnected",
+                            error,
                             "until it is back the closed gate alone holds new pods"
                         );
                         told = error;

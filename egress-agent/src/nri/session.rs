@@ -216,8 +216,10 @@ impl Session {
         self.configured = true;
         self.context.metrics.set_connected(true);
         tracing::info!(
-            event = "nri_connected", runtime = request.runtime_name,
-            version = request.runtime_version, hold_at_most_ms = self.timeout.as_millis(),
+            event = "nri_connected",
+            runtime = request.runtime_name,
+            version = request.runtime_version,
+            hold_at_most_ms = self.timeout.as_millis(),
             "sandboxes are held until their hooks stand"
         );
         let events = nri::EVENTS;
@@ -232,9 +234,7 @@ impl Session {
             ..sandbox
         }));
         if !request.more {
-            self.context
-                .board
-                .replace(std::mem::take(&mut self.listed));
+            self.context.board.replace(std::mem::take(&mut self.listed));
         }
         let more = request.more;
         nri::SynchronizeResponse { more }.encode_to_vec()
@@ -331,11 +331,7 @@ async fn hold(context: &Context, sandbox: Sandbox, timeout: Duration) -> Result<
     })
 }
 
-fn respond(
-    answers: &mpsc::UnboundedSender<Vec<u8>>,
-    stream: u32,
-    answer: Result<Vec<u8>, Status>,
-) {
+fn respond(answers: &mpsc::UnboundedSender<Vec<u8>>, stream: u32, answer: Result<Vec<u8>, Status>) {
     let response = match answer {
         Ok(payload) => Response {
             status: None,

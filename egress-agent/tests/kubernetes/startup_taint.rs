@@ -55,7 +55,11 @@ async fn agent(api: &ApiServer) -> watch::Sender<bool> {
 async fn it_goes_when_the_agent_is_ready_and_whenever_it_comes_back() {
     let api = cluster();
     let other = "node.kubernetes.io/unreachable";
-    let mixed = [(KEY, "NoSchedule"), (other, "NoExecute"), (KEY, "NoExecute")];
+    let mixed = [
+        (KEY, "NoSchedule"),
+        (other, "NoExecute"),
+        (KEY, "NoExecute"),
+    ];
     api.apply(&node("node-1", &mixed)).expect("a node");
     api.apply(&node("node-2", &mixed)).expect("a node");
     let synced = agent(&api).await;
@@ -95,8 +99,11 @@ async fn a_taint_that_came_meanwhile_is_not_lost() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     // The agent waits with what it has seen, which is no longer so.
     let other = "example.com/maintenance";
-    api.apply(&node("node-1", &[(other, "NoExecute"), (KEY, "NoSchedule")]))
-        .expect("a node");
+    api.apply(&node(
+        "node-1",
+        &[(other, "NoExecute"), (KEY, "NoSchedule")],
+    ))
+    .expect("a node");
     synced.send_replace(true);
     until("the removal", || taints(&api, "node-1") == [other]).await;
     assert_eq!(taints(&api, "node-2").len(), 3, "it is another agent's");
@@ -132,8 +139,11 @@ async fn a_taint_that_came_meanwhile_is_not_lost() {
     // What the agent has seen is no longer so, and it has not heard of it: its watch is broken.
     api.set_away(true);
     let other = "example.com/maintenance";
-    api.apply(&node("node-1", &[(other, "NoExecute"), (KEY, "NoSchedule")]))
-        .expect("a node");
+    api.apply(&node(
+        "node-1",
+        &[(other, "NoExecute"), (KEY, "NoSchedule")],
+    ))
+    .expect("a node");
     synced.send_replace(true);
     tokio::time::sleep(Duration::from_millis(300)).await;
     api.set_away(false);

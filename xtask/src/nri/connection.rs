@@ -122,11 +122,7 @@ impl Connection {
     }
 
     /// In two parts, as of a full node.
-    pub(super) fn synchronize(
-        &self,
-        running: &[Sandbox],
-        timeout: Duration,
-    ) -> Result<(), String> {
+    pub(super) fn synchronize(&self, running: &[Sandbox], timeout: Duration) -> Result<(), String> {
         let (first, second) = running.split_at(running.len() / 2);
         for (part, more) in [(first, true), (second, false)] {
             let mut request = Vec::new();
@@ -158,12 +154,7 @@ impl Connection {
         }
     }
 
-    fn response(
-        &self,
-        method: &str,
-        payload: &[u8],
-        timeout: Duration,
-    ) -> Result<Vec<u8>, Answer> {
+    fn response(&self, method: &str, payload: &[u8], timeout: Duration) -> Result<Vec<u8>, Answer> {
         let mut request = Vec::new();
         proto::bytes(&mut request, 1, PLUGIN_SERVICE.as_bytes());
         proto::bytes(&mut request, 2, method.as_bytes());
