@@ -141,6 +141,11 @@ fn needs_root_what_cannot_be_covered_is_told() {
         "{:?}",
         seen[OTHER]
     );
+    assert!(seen[OTHER].arriving, "it may yet be taken elsewhere");
+    world::until(
+        "who is still in the node's namespace is there to stay",
+        || !look()[OTHER].arriving,
+    );
     // One foot in the node, the other in a pod's namespace.
     enter_cgroup(&world.pod_cgroup(UID), host);
     let mut told = String::new();

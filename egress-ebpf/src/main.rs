@@ -41,7 +41,7 @@ mod skb;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
-    use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
+    use aya_ebpf::programs::{RawTracePointContext, SkBuffContext, SockAddrContext, TcContext};
 
     use crate::{cgroup, device, origin};
 
@@ -95,6 +95,15 @@ mod programs {
     #[cgroup_sock_addr(sendmsg6)]
     pub fn sp_sendmsg6(ctx: SockAddrContext) -> i32 {
         origin::ipv6(&ctx)
+    }
+
+    /// Attached to nothing; the agent runs it (`BPF_PROG_TEST_RUN`) to learn how deep kubepods is
+    /// where a cgroup namespace hides that.
+    // By hand: aya's macro throws the return value away.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "raw_tp")]
+    pub fn sp_depth(ctx: *mut core::ffi::c_void) -> u32 {
+        origin::is_ancestor(&RawTracePointContext::new(ctx))
     }
 }
 

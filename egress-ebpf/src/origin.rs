@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_comm,
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
 };
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{RawTracePointContext, SockAddrContext};
 use egress_common::limits::TOUCH_NS;
 use egress_common::maps::{Origin, OriginKey, pair};
 use egress_common::packet::{Address, mapped};
@@ -34,6 +34,15 @@ pub fn ipv6(ctx: &SockAddrContext) -> i32 {
         ]
     };
     remember(ctx.sock_addr, [a, b, c, d])
+}
+
+/// 1 if the calling thread's cgroup has, at the depth that is the first argument, the ancestor (or
+/// is itself the cgroup) whose id is the second; else 0.
+#[inline(always)]
+pub fn is_ancestor(ctx: &RawTracePointContext) -> u32 {
+    let (depth, id) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
+    // SAFETY: no pointers, always callable; 0, which is no cgroup's id, where there is none.
+    u32::from(unsafe { bpf_get_current_ancestor_cgroup_id(depth as i32) } == id)
 }
 
 #[inline(always)]

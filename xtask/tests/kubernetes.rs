@@ -187,6 +187,34 @@ mod needs_root {
         agent.stop();
         assert_eq!(reached(), "connected", "{before} before");
     }
+
+    /// In kind the node is a container, and its cgroup namespace hides how deep kubepods is.
+    #[test]
+    fn an_agent_on_a_node_that_is_a_container_finds_the_pods() {
+        if skipped("an_agent_on_a_node_that_is_a_container_finds_the_pods") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let level = || {
+            let (code, dump) = cluster.egressctl(&["maps", "dump", "sp_config"]);
+            assert_eq!(code, Some(0), "{dump}");
+            let items = dump["items"].as_array().expect("items");
+            let found = items.iter().find(|item| item["setting"] == "kubepodsLevel");
+            found.expect("it is a setting")["value"].clone()
+        };
+        cluster.agent(true).stop();
+        let on_the_node = level();
+        let (code, _) = cluster.egressctl(&["uninstall", "--yes"]);
+        assert_eq!(code, Some(0));
+        let spec = PodSpec::new("sallyport-system", "agent", 40).host_network();
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        let mut agent = cluster.agent_in_nested(&pod);
+        agent.wait(&cluster, "being in step", Cluster::ready);
+        assert_eq!(level(), on_the_node);
+        agent.stop();
+    }
+
     /// Resident memory in KiB and processor time in milliseconds.
     fn cost(agent: &Agent) -> (u64, u64) {
         let proc = PathBuf::from(format!("/proc/{}", agent.pid()));

@@ -13,15 +13,17 @@ use tokio::sync::watch;
 use super::announced;
 use super::gateways::Gateways;
 use super::options::{Options, Outbound};
+use super::own_pod;
 use super::run_dir::{Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
-use crate::datapath::{Adopt, Direction, Kernel, Observed};
+use crate::datapath::{Direction, Kernel, Observed};
 use crate::index::{Effect, Index, Key, Problem};
-use crate::node::{Scout, Sightings, StandingFlows};
+use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
-use crate::reconcile::{Coverage, NodeStatus, PodStatus, Reconciler, Report, status};
+use crate::reconcile::op::Subject;
+use crate::reconcile::{Coverage, Failure, NodeStatus, PodStatus, Reconciler, Report, status};
 use crate::source::Update;
 use crate::telemetry::Metrics;
 
@@ -35,6 +37,7 @@ const EVENT_BURST: u32 = 64;
 pub struct Core {
     settings: compile::Settings,
     unknown_mode: u8,
+    kubepods_level: u32,
     index: Index,
     compiled: Compiled,
     scout: Scout,
@@ -83,6 +86,7 @@ impl Core {
         board: Board,
     ) -> Result<Self> {
         let observed = kernel.datapath.observe()?;
+        let kubepods_level = own_pod::kubepods_level(&kernel, scout.kubepods())?;
         let heir = !observed.slots.is_empty();
         Ok(Self {
             settings: compile::Settings {
@@ -93,6 +97,7 @@ impl Core {
                 ..compile::Settings::default()
             },
             unknown_mode: options.unknown_pods.mode(),
+            kubepods_level,
             index: Index::default(),
             compiled: Compiled::default(),
             scout,
@@ -133,9 +138,8 @@ impl Core {
                 next_change: None,
             });
         }
-        self.sight();
         let start = Instant::now();
-        let report = self.reconcile()?;
+        let report = self.look_and_reconcile()?;
         let failures = report.failures.len() + report.refused.len();
         self.metrics
             .reconciled(start.elapsed(), report.writes, failures as u64);
@@ -347,11 +351,26 @@ impl Core {
         }
     }
 
+    /// Pods end while they are being looked at, and their devices with them. What failed counts
+    /// only if it fails again after a second look.
+    fn look_and_reconcile(&mut self) -> Result<Report> {
+        self.sight();
+        let first = self.reconcile()?;
+        let of_a_pod = |failure: &Failure| matches!(failure.subject, Subject::Pod(_));
+        if !first.failures.iter().any(of_a_pod) {
+            return Ok(first);
+        }
+        self.sight();
+        let mut report = self.reconcile()?;
+        report.writes += first.writes;
+        Ok(report)
+    }
+
     fn reconcile(&mut self) -> Result<Report> {
         let kubepods = self.scout.kubepods();
         let config = Config {
             qos_cgroups: kubepods.qos_ids()?,
-            kubepods_level: kubepods.level()?,
+            kubepods_level: self.kubepods_level,
             event_interval_ns: EVENT_INTERVAL_NS,
             event_burst: EVENT_BURST,
             unknown_mode: self.unknown_mode,
@@ -460,7 +479,7 @@ impl Core {
         let unseen = |uid: &String| {
             self.sightings
                 .get(uid)
-                .is_none_or(|sighting| !sighting.running)
+                .is_none_or(|sighting| !sighting.running || sighting.arriving)
         };
         self.compiled.desired.pods.keys().any(unseen) || self.status.uncovered().next().is_some()
     }
@@ -495,33 +514,5 @@ fn notice(pod: &PodStatus, warning: bool, reason: &'static str, note: String) ->
         reason,
         action: "Hold",
         note,
-    }
-}
-
-/// Flows from conntrack, read at most once after each hook.
-#[derive(Debug, Default)]
-pub struct Conntrack {
-    flows: Option<StandingFlows>,
-}
-
-impl Adopt for Conntrack {
-    fn refresh(&mut self) {
-        self.flows = None;
-    }
-
-    fn flows(
-        &mut self,
-        slot: u32,
-        v4: Option<std::net::Ipv4Addr>,
-        v6: Option<std::net::Ipv6Addr>,
-    ) -> crate::datapath::FlowKeys {
-        let adopted = self
-            .flows
-            .get_or_insert_with(StandingFlows::read)
-            .adopt(v4, v6);
-        let keys = |flows: Vec<crate::node::conntrack::StandingFlow>| {
-            flows.iter().map(|flow| flow.key(slot)).collect()
-        };
-        (keys(adopted.inbound), keys(adopted.outbound))
     }
 }

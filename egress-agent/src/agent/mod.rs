@@ -2,6 +2,7 @@
 //! in step. While a pass runs, changes gather; the next sees them all at once.
 
 mod announced;
+mod conntrack;
 mod core;
 pub mod gateway_status;
 mod gateways;
@@ -23,7 +24,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-pub use self::core::{Conntrack, Core, Outcome};
+pub use self::core::{Core, Outcome};
+pub use conntrack::Conntrack;
 pub use options::{
     ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
     UnknownPods,

@@ -51,3 +51,20 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
     tracing::info!(event = "own_pod_let_through", uid, cgroup = own.id);
     Ok(())
 }
+
+/// Depth of kubepods. A node that is itself a container (kind) shows only its own part of the
+/// hierarchy; the kernel knows the whole, but only for an agent that runs in a pod.
+///
+/// # Errors
+/// If neither can be told.
+pub fn kubepods_level(kernel: &Kernel, kubepods: &Kubepods) -> Result<u32> {
+    let hidden = match kubepods.level() {
+        Ok(level) => return Ok(level),
+        Err(error) => error,
+    };
+    let depth = kernel.datapath.kubepods_depth()?;
+    if let Some(depth) = depth {
+        tracing::info!(event = "kubepods_depth", depth);
+    }
+    depth.ok_or_else(|| hidden.into())
+}

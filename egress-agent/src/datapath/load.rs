@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::programs::Program;
+use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 
@@ -25,6 +25,12 @@ pub fn object() -> Result<&'static [u8], DatapathError> {
         Ok(OBJECT)
     }
 }
+
+/// The program that is run, not attached.
+const DEPTH: &str = "sp_depth";
+/// The deepest place at which a cgroup is looked for; clusters in a machine's containers, and those
+/// in such a cluster's, are at less than ten.
+const DEEPEST: u32 = 32;
 
 /// The kubepods cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +145,28 @@ impl Datapath {
         Ok(observed)
     }
 
+    /// How deep kubepods is below the root of the machine's cgroup hierarchy, as the kernel counts
+    /// and whatever a cgroup namespace shows; none if the calling thread is in no pod.
+    pub fn kubepods_depth(&self) -> Result<Option<u32>, DatapathError> {
+        let Some(Program::RawTracePoint(program)) = self.programs.program(DEPTH) else {
+            return Err(missing(DEPTH));
+        };
+        for depth in 0..=DEEPEST {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[..2].copy_from_slice(&[depth.into(), self.cgroup.id]);
+            let result = program
+                .test_run(options)
+                .map_err(|error| DatapathError::Aya {
+                    what: "can't ask the kernel how deep kubepods is".into(),
+                    error: Box::new(error),
+                })?;
+            if result.return_value != 0 {
+                return Ok(Some(depth));
+            }
+        }
+        Ok(None)
+    }
+
     /// Devices on which another program has come before ours.
     pub fn displaced(&self) -> Result<Vec<(u32, Direction)>, DatapathError> {
         let mut displaced = Vec::new();
@@ -203,12 +231,13 @@ fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {
             what: "can't load the kernel object".into(),
             error: Box::new(error),
         })?;
-    for name in program_names() {
+    for name in program_names().chain([DEPTH]) {
         let program = programs.program_mut(name).ok_or_else(|| missing(name))?;
         let result = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::RawTracePoint(program) => program.load(),
             _ => return Err(missing(name)),
         };
         result.map_err(|error| DatapathError::Aya {

@@ -31,7 +31,7 @@ pub enum CgroupError {
     BadPath { given: PathBuf },
     #[error(
         "{root} is not the root of the machine's cgroup hierarchy, so the depth of {kubepods} \
-         can't be known: run the agent in the node's own cgroup namespace"
+         can't be known from here: run the agent in a pod, or in the machine's own cgroup namespace"
     )]
     NotRoot { root: PathBuf, kubepods: PathBuf },
 }
@@ -82,7 +82,7 @@ impl Kubepods {
     ///
     /// # Errors
     /// In a cgroup namespace the mount's root is somewhere inside the hierarchy, and the true
-    /// depth is hidden.
+    /// depth is hidden. `Datapath::kubepods_depth` tells it to an agent in a pod.
     pub fn level(&self) -> Result<u32, CgroupError> {
         // Every cgroup but the true root has this file.
         let is_root = !self.root.join("cgroup.events").exists();

@@ -33,6 +33,9 @@ pub struct Sighting {
     /// The pod's processes are in the node's own network namespace (but for some in namespaces
     /// without any device).
     pub host_network: bool,
+    /// Its only processes are in the node's namespace and so young that this may be because a
+    /// container runtime has yet to take them to the pod's.
+    pub arriving: bool,
     /// The pod has a process, so that its network namespace could be looked at.
     pub running: bool,
     /// Why it can't be covered, in words; none if it can.

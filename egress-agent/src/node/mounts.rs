@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
@@ -52,13 +52,21 @@ pub fn cgroup2(mounts: &[Mount]) -> Result<&Mount, MountError> {
     mounts
         .iter()
         .filter(|mount| mount.kind == "cgroup2")
-        .min_by_key(|mount| {
-            (
-                mount.root != Path::new("/"),
-                mount.point.components().count(),
-            )
-        })
+        .min_by_key(|mount| (height(&mount.root), mount.point.components().count()))
         .ok_or(MountError::NoCgroup2)
+}
+
+/// How far down a mount's root is, from the reader's own root. In a container that is the
+/// container's cgroup (cgroup_namespaces(7)), and the node's hierarchy, mounted from the host,
+/// begins as many `..` above it.
+fn height(root: &Path) -> isize {
+    root.components()
+        .map(|part| match part {
+            Component::ParentDir => -1,
+            Component::Normal(_) => 1,
+            _ => 0,
+        })
+        .sum()
 }
 
 /// The cgroup2 mount that holds `path`.
@@ -153,6 +161,16 @@ broken line
             cgroup2(&mounts).unwrap().point,
             Path::new("/sys/fs/cgroup/unified")
         );
+    }
+
+    #[test]
+    fn a_container_finds_the_nodes_hierarchy_beside_its_own() {
+        let mounts = parse(
+            b"127 126 0:38 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw\n\
+              129 120 0:38 /../../../.. /host/cgroup ro,relatime - cgroup2 cgroup2 rw\n\
+              130 120 0:38 /../.. /host/pod ro,relatime - cgroup2 cgroup2 rw\n",
+        );
+        assert_eq!(cgroup2(&mounts).unwrap().point, Path::new("/host/cgroup"));
     }
 
     #[test]

@@ -153,13 +153,12 @@ impl Scout {
         Ok(Whereabouts { spaces, hidden })
     }
 
-    /// A process of the pod that is in the node's network namespace to stay.
-    fn in_node(&self, spaces: &Spaces) -> Option<u32> {
-        let mut pids = spaces.get(&self.own)?.iter().copied();
-        if spaces.len() == 1 {
-            return pids.next();
-        }
-        pids.find(|pid| age(*pid).is_some_and(|age| age >= ARRIVED))
+    /// A process of the pod that is in the node's network namespace; whether it is there to stay.
+    fn in_node(&self, spaces: &Spaces) -> Option<(u32, bool)> {
+        let pids = spaces.get(&self.own)?;
+        let settled = |pid: &&u32| age(**pid).is_some_and(|age| age >= ARRIVED);
+        let settled = pids.iter().find(settled).map(|pid| (*pid, true));
+        settled.or_else(|| pids.first().map(|pid| (*pid, false)))
     }
 
     fn interiors(&mut self, nsids: impl Iterator<Item = i32>) -> BTreeMap<i32, Interior> {
@@ -199,6 +198,11 @@ impl Scout {
         }
         if !spaces.is_empty() {
             let in_node = self.in_node(spaces);
+            // Nowhere else yet: judged as what it is now, which holds it by its cgroup.
+            let alone = spaces.len() == 1;
+            sighting.arriving = alone && in_node.is_some_and(|(_, settled)| !settled);
+            let in_node = in_node.filter(|(_, settled)| alone || *settled);
+            let in_node = in_node.map(|(pid, _)| pid);
             let interiors = spaces
                 .keys()
                 .filter_map(|nsid| interiors.get_key_value(nsid))

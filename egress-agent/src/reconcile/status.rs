@@ -223,6 +223,10 @@ fn coverage(
             (Coverage::HostNetwork, None)
         };
     }
+    // Its cgroup's entry holds it meanwhile.
+    if sighting.arriving {
+        return (Coverage::Waiting, None);
+    }
     if sighting.host_network {
         return uncovered("a process of it is in the node's network namespace");
     }
@@ -245,4 +249,39 @@ fn coverage(
         return uncovered("its cgroup is not marked as covered yet");
     }
     (Coverage::Covered, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::lockdown::OnDeny;
+
+    #[test]
+    fn a_pod_whose_first_process_is_on_its_way_is_waited_for() {
+        let pod = DesiredPod {
+            uid: "uid".into(),
+            namespace: "ns".into(),
+            name: "pod".into(),
+            service_account: "default".into(),
+            v4: None,
+            v6: None,
+            host_network: false,
+            gateway: false,
+            hold: Hold::Enforce,
+            on_deny: OnDeny::Drop,
+            policy: None,
+            lockdowns: vec![],
+        };
+        let mut sighting = Sighting {
+            running: true,
+            host_network: true,
+            arriving: true,
+            ..Sighting::default()
+        };
+        let observed = Observed::default();
+        let told = |sighting| coverage(&pod, sighting, &[], None, None, &observed);
+        assert_eq!(told(&sighting), (Coverage::Waiting, None));
+        sighting.arriving = false;
+        assert_eq!(told(&sighting).0, Coverage::Uncovered);
+    }
 }

@@ -167,6 +167,8 @@ fn install(bpffs: &Path, kubepods: &Path, object: &[u8]) -> Ebpf {
                     .pin(path)
                     .expect("pin");
             }
+            // Attached to nothing.
+            Program::RawTracePoint(_) => {}
             _ => panic!("{name} is of no kind that the agent knows"),
         }
     }

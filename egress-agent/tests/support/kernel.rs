@@ -76,6 +76,7 @@ impl Kernel {
                 Program::SchedClassifier(program) => program.load(),
                 Program::CgroupSkb(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::RawTracePoint(program) => program.load(),
                 _ => panic!("{name} is of no kind that the agent knows"),
             }
             .unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -10,7 +10,7 @@ pub mod traffic;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,15 @@ fn program(variable: &str) -> PathBuf {
     let path = std::env::var_os(variable);
     path.unwrap_or_else(|| panic!("{variable} names the program; `cargo xtask test` sets it"))
         .into()
+}
+
+/// Where an agent runs.
+enum Whereabouts<'a> {
+    Node,
+    /// In this pod.
+    Pod(&'a Pod),
+    /// In this pod of a node that is a container, as kind's are.
+    Nested(&'a Pod),
 }
 
 pub struct Cluster {
@@ -158,22 +167,29 @@ impl Cluster {
 
     /// Starts the agent; `wait` until it is in step.
     pub fn agent(&self, wait: bool) -> Agent {
-        self.start(None, &["--state-dir"], self.state.path(), wait)
+        self.start(Whereabouts::Node, &["--state-dir"], self.state.path(), wait)
     }
 
     /// As `agent`, with its declared state from the API server that the kubeconfig names.
     pub fn agent_of_api_server(&self, kubeconfig: &Path, wait: bool) -> Agent {
         let source = ["--source", "kubernetes", "--kubeconfig"];
-        self.start(None, &source, kubeconfig, wait)
+        self.start(Whereabouts::Node, &source, kubeconfig, wait)
     }
 
     /// As `agent_of_api_server`, but as a process of this pod, which must be in the node's network.
     pub fn agent_in(&self, pod: &Pod, kubeconfig: &Path) -> Agent {
         let source = ["--source", "kubernetes", "--kubeconfig"];
-        self.start(Some(pod), &source, kubeconfig, false)
+        self.start(Whereabouts::Pod(pod), &source, kubeconfig, false)
     }
 
-    fn start(&self, pod: Option<&Pod>, source: &[&str], path: &Path, wait: bool) -> Agent {
+    /// As a process of this pod, which must be in the node's network, on a node that is itself a
+    /// container: what is above the node's cgroup can't be seen.
+    pub fn agent_in_nested(&self, pod: &Pod) -> Agent {
+        let state = self.state.path();
+        self.start(Whereabouts::Nested(pod), &["--state-dir"], state, false)
+    }
+
+    fn start(&self, place: Whereabouts<'_>, source: &[&str], path: &Path, wait: bool) -> Agent {
         // What a killed agent left behind says nothing of this one.
         let _ = fs::remove_file(self.run_dir().join("ready"));
         let log: File = OpenOptions::new()
@@ -182,18 +198,10 @@ impl Cluster {
             .open(self.log_path())
             .expect("a log");
         let agent = program("SALLYPORT_AGENT");
-        let mut command = match pod {
-            None => self.node.host_command(&agent).expect("a command"),
-            Some(pod) => {
-                let container = pod.cgroup().join("agent");
-                fs::create_dir_all(&container).expect("a cgroup");
-                let shell = self.node.host_command(Path::new("/bin/sh"));
-                let mut shell = shell.expect("a command");
-                shell
-                    .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
-                    .args([container, agent]);
-                shell
-            }
+        let mut command = self.command(&place, &agent);
+        let (cgroup_root, kubepods) = match place {
+            Whereabouts::Nested(_) => (self.nested_cgroups(), PathBuf::from("kubepods")),
+            _ => (self.node.cgroup_root().to_owned(), self.node.kubepods()),
         };
         let child = command
             .args(["--node-name", plan::NODE_NAME, "--log-format", "json"])
@@ -203,9 +211,9 @@ impl Cluster {
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--cgroup-root")
-            .arg(self.node.cgroup_root())
+            .arg(cgroup_root)
             .arg("--kubepods")
-            .arg(self.node.kubepods())
+            .arg(kubepods)
             .arg("--run-dir")
             .arg(self.run_dir())
             .stdin(Stdio::null())
@@ -218,6 +226,41 @@ impl Cluster {
             agent.wait(self, "its first ready", Self::ready);
         }
         agent
+    }
+
+    /// Where a node that is a container has its part of the hierarchy mounted.
+    fn nested_cgroups(&self) -> PathBuf {
+        self.node.directory().join("nested-cgroups")
+    }
+
+    fn command(&self, place: &Whereabouts<'_>, agent: &Path) -> Command {
+        let command = |program| self.node.host_command(program).expect("a command");
+        let mut shell = command(Path::new("/bin/sh"));
+        let (Whereabouts::Pod(pod) | Whereabouts::Nested(pod)) = place else {
+            return command(agent);
+        };
+        let container = pod.cgroup().join("agent");
+        fs::create_dir_all(&container).expect("a cgroup");
+        shell.arg("-c");
+        if let Whereabouts::Nested(_) = place {
+            let root = self.node.cgroup_root().join(self.node.kubepods());
+            let mount = self.nested_cgroups();
+            fs::create_dir_all(&mount).expect("a directory");
+            // Its namespace begins where it is, so it goes to the pod afterwards.
+            shell
+                .arg(
+                    "echo $$ >\"$0/../cgroup.procs\" && exec unshare --cgroup --mount sh -c \
+                     'mount -t cgroup2 none \"$0\" && echo $$ >\"$1/cgroup.procs\" && shift && \
+                     exec \"$@\"' \"$@\"",
+                )
+                .args([root, mount, container]);
+        } else {
+            shell
+                .arg("echo $$ >\"$0/cgroup.procs\" && exec \"$@\"")
+                .arg(container);
+        }
+        shell.arg(agent);
+        shell
     }
 
     /// What the `ready` file says: the revision that is in force, and the agent's writes so far.
