@@ -165,7 +165,7 @@ fn a_sandbox_is_held_until_its_hooks_stand_however_it_is_told() {
             panic!("{calls:?}: {answer:?}");
         };
         assert!(took >= Duration::from_millis(300), "{took:?}");
-        assert!(took < Duration::from_millis(1000), "{took:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
         assert!(plugin.measures("sallyport_nri_sandboxes_total{outcome=\"released\"} 1"));
         assert!(plugin.measures("sallyport_nri_hold_duration_seconds_count 1"));
 

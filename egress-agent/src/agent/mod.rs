@@ -82,22 +82,7 @@ pub async fn run(options: Options) -> Result<()> {
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
     let status = XdsStatus::default();
-    let (mut board, mut telling) = (Board::default(), None);
-    if options.source == Source::Kubernetes {
-        let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
-        let node = options.node_name.clone();
-        let following;
-        (board, following) = Board::new();
-        telling = Some(Telling::begin(
-            client.clone(),
-            &node,
-            Terms::default(),
-            following,
-        ));
-        if options.policy_address.is_some() {
-            tasks.spawn(gateway_status::follow(client, node, status.follow()));
-        }
-    }
+    let (board, telling) = tell_api_server(&options, &status, &mut tasks).await?;
     let policy_server = policy::serve(
         &options,
         run_dir.path(),
@@ -172,6 +157,25 @@ pub async fn run(options: Options) -> Result<()> {
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())
+}
+
+/// Starts what tells the API server what became of its objects, where they come from one.
+async fn tell_api_server(
+    options: &Options,
+    status: &XdsStatus,
+    tasks: &mut JoinSet<()>,
+) -> Result<(Board, Option<Telling>)> {
+    if options.source != Source::Kubernetes {
+        return Ok((Board::default(), None));
+    }
+    let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+    let node = options.node_name.clone();
+    let (board, following) = Board::new();
+    let telling = Telling::begin(client.clone(), &node, Terms::default(), following);
+    if options.policy_address.is_some() {
+        tasks.spawn(gateway_status::follow(client, node, status.follow()));
+    }
+    Ok((board, Some(telling)))
 }
 
 /// Starts what keeps pods from beginning before their hooks stand.

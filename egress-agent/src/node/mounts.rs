@@ -57,7 +57,7 @@ pub fn cgroup2(mounts: &[Mount]) -> Result<&Mount, MountError> {
 }
 
 /// How far down a mount's root is, from the reader's own root. In a container that is the
-/// container's cgroup (cgroup_namespaces(7)), and the node's hierarchy, mounted from the host,
+/// container's cgroup (`cgroup_namespaces(7)`), and the node's hierarchy, mounted from the host,
 /// begins as many `..` above it.
 fn height(root: &Path) -> isize {
     root.components()

@@ -279,9 +279,10 @@ mod tests {
             ..Sighting::default()
         };
         let observed = Observed::default();
-        let told = |sighting| coverage(&pod, sighting, &[], None, None, &observed);
-        assert_eq!(told(&sighting), (Coverage::Waiting, None));
+        let told = coverage(&pod, &sighting, &[], None, None, &observed);
+        assert_eq!(told, (Coverage::Waiting, None));
         sighting.arriving = false;
-        assert_eq!(told(&sighting).0, Coverage::Uncovered);
+        let told = coverage(&pod, &sighting, &[], None, None, &observed);
+        assert_eq!(told.0, Coverage::Uncovered);
     }
 }

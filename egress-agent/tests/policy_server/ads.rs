@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
+use envoy_types::pb::google::rpc::Status;
 use h2::client::{Builder, ResponseFuture};
 use h2::{RecvStream, SendStream};
 use proptest::prelude::*;
@@ -232,7 +233,7 @@ async fn floods_of_requests() {
             2 => request.type_url = format!("type.googleapis.com/{round}"),
             _ => {
                 request.response_nonce = clusters.nonce.clone();
-                request.error_detail = Some(Default::default());
+                request.error_detail = Some(Status::default());
             }
         }
         if !stream.push(&request).await {

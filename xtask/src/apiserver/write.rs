@@ -130,28 +130,27 @@ fn apply(
     let resource = &target.resource;
     let old = store.get(resource, key).cloned();
     let part = target.subresource.as_deref();
-    let applied = match part {
-        Some(part) => json!({ part: body[part].take() }),
-        None => {
-            let fields = body.as_object_mut().into_iter();
-            let mut applied: Value = fields
-                .flat_map(|fields| std::mem::take(fields))
-                .filter(|(field, _)| !matches!(field.as_str(), "apiVersion" | "kind"))
-                .collect();
-            if let Some(meta) = applied["metadata"].as_object_mut() {
-                // These tell which object, and are nobody's.
-                for field in [
-                    "name",
-                    "namespace",
-                    "resourceVersion",
-                    "uid",
-                    "managedFields",
-                ] {
-                    meta.remove(field);
-                }
+    let applied = if let Some(part) = part {
+        json!({ part: body[part].take() })
+    } else {
+        let fields = body.as_object_mut().into_iter();
+        let mut applied: Value = fields
+            .flat_map(std::mem::take)
+            .filter(|(field, _)| !matches!(field.as_str(), "apiVersion" | "kind"))
+            .collect();
+        if let Some(meta) = applied["metadata"].as_object_mut() {
+            // These tell which object, and are nobody's.
+            for field in [
+                "name",
+                "namespace",
+                "resourceVersion",
+                "uid",
+                "managedFields",
+            ] {
+                meta.remove(field);
             }
-            applied
         }
+        applied
     };
     if old.is_none() && part.is_some() {
         return Err(missing(target, key));

@@ -95,16 +95,15 @@ impl Candidate {
     /// If the API server can't be asked.
     pub async fn attempt(&mut self, poll: Duration) -> Result<Option<Duration>, Error> {
         let again = poll.mul_f64(0.8 + draw() * 0.4);
-        let lease = match self.leases.get_opt(LEASE_NAME).await? {
-            Some(lease) => lease,
-            None => match self.create().await {
+        let Some(lease) = self.leases.get_opt(LEASE_NAME).await? else {
+            return match self.create().await {
                 Ok(lease) => {
                     self.held = Some(lease);
-                    return Ok(None);
+                    Ok(None)
                 }
-                Err(error) if is_conflict(&error) => return Ok(Some(again)),
-                Err(error) => return Err(error),
-            },
+                Err(error) if is_conflict(&error) => Ok(Some(again)),
+                Err(error) => Err(error),
+            };
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let since = match &self.seen {
