@@ -23,8 +23,8 @@ use crate::istiod::translate;
 use crate::mesh::{Authority, Leaf, client_config};
 use crate::policy_server::{SERVER_ID, Server};
 
-const WORLDS: usize = 16;
-const REQUESTS: usize = 80;
+const WORLDS: usize = 20;
+const REQUESTS: usize = 64;
 const CONNECTIONS: usize = 8;
 const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
 /// `ghost` has no service account; the last is of another trust domain.
@@ -281,7 +281,12 @@ fn asked_hosts(world: &Compiled) -> Vec<&'static str> {
         let routes = listener.routes_of(host).map(BTreeMap::values);
         let weights = routes.into_iter().flatten().map(|route| {
             let rules = &route.rules;
-            2 + usize::from(rules.closed) * 2 + usize::from(rules.has_dry_run()) * 8
+            let trial = usize::from(rules.has_dry_run());
+            2 + if rules.closed {
+                2 + 8 * trial
+            } else {
+                24 * trial
+            }
         });
         1 + weights.max().unwrap_or_default()
     };

@@ -185,7 +185,7 @@ fn policy(chance: &mut Chance) -> Value {
         json!({})
     };
     let mut entries: Vec<Value> = (0..=chance.below(3)).map(|_| entry(chance)).collect();
-    if chance.one_in(4) {
+    if chance.one_in(3) {
         // All of it on trial: its hosts stay open.
         for entry in &mut entries {
             entry["dryRun"] = json!(true);

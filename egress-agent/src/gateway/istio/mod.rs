@@ -264,6 +264,10 @@ impl Writer<'_, '_> {
         if self.has_trial {
             let origins = std::mem::take(&mut self.trial);
             let what = "All rules as they would be with the dry-run entries";
+            if origins.is_empty() {
+                // Nobody would get through, and that is worth knowing too.
+                self.push("dry-run", vec![format!("{what}: none")], Vec::new(), true);
+            }
             self.push_all("dry-run", what, origins, true);
         }
     }
