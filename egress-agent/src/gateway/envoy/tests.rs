@@ -359,7 +359,7 @@ const MUTATIONS: [Mutation; 26] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// Maps are built anew each time, in another order; equal policy is one version all the same.
     #[test]

@@ -4,6 +4,7 @@ mod model;
 mod passthrough;
 mod problems;
 mod semantics;
+mod words;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
