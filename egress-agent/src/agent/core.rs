@@ -131,7 +131,7 @@ impl Core {
         if self.is_held_back() {
             self.synced.send_replace(false);
             self.run_dir.unset_ready()?;
-            self.board.publish(false, &self.status, &self.failures);
+            self.board.publish_held_back();
             return Ok(Outcome {
                 failed: true,
                 incomplete: false,

@@ -61,6 +61,8 @@ pub struct Holds {
 /// What is to be told of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
+    /// Of the object: one of the same name that is made anew has no status.
+    pub uid: String,
     pub generation: i64,
     pub conditions: Vec<Holds>,
     pub nodes: NodeCounts,
@@ -114,6 +116,7 @@ pub fn statuses(
         }
         conditions.extend(programmed(declared));
         let status = Status {
+            uid: declared.uid.clone(),
             generation: declared.generation,
             conditions,
             nodes: count,

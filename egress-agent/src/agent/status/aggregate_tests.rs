@@ -224,6 +224,27 @@ fn what_still_holds_keeps_its_time_and_the_kinds_type_reads_it() {
     assert_eq!(written(&back), behind);
 }
 
+#[test]
+fn an_object_that_is_made_anew_is_told_anew() {
+    let mut world = World::default();
+    let a = id("AccessPolicy", "a");
+    world.declared.insert(a.clone(), declared(1));
+    let (mut queue, now) = (Queue::default(), Instant::now());
+    let pace = Pace::of(3);
+    let want = |world: &mut World, queue: &mut Queue| {
+        let all = BTreeMap::from([(a.clone(), world.status(&a))]);
+        queue.want(&all, "2026-01-01T00:00:00Z");
+    };
+    want(&mut world, &mut queue);
+    let body = queue.next(now, &pace).map(|(_, body)| body.clone());
+    queue.done(&a, body, now);
+    want(&mut world, &mut queue);
+    assert!(queue.is_empty());
+    world.declared.get_mut(&a).unwrap().uid = "another".into();
+    want(&mut world, &mut queue);
+    assert!(queue.next(now, &pace).is_some(), "it has no status");
+}
+
 proptest! {
     /// Whatever is wanted: no object's status is written too often, and in the end all are as
     /// wanted, with one write each.

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 
-use super::Told;
+use super::{MANAGER, Told};
 
 /// Who reports.
 const CONTROLLER: &str = "sallyport.dev/egress-agent";
@@ -195,7 +195,11 @@ impl Recorder {
         let api: Api<Event> = Api::namespaced(self.client.clone(), notice.namespace());
         let event = serde_json::from_value(notice.event(&self.instance, wall));
         let event: Event = event.expect("an Event");
-        match api.create(&PostParams::default(), &event).await {
+        let parameters = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        match api.create(&parameters, &event).await {
             Ok(_) => self.told.good("event"),
             // Said before, by an earlier agent.
             Err(Error::Api(status)) if status.code == 409 => {}

@@ -109,9 +109,10 @@ impl Leader {
         // All there are, as far as the list has come.
         let mut listed: Option<Vec<String>> = None;
         let mut events = std::pin::pin!(events);
-        let (mut dirty, mut next) = (true, Instant::now());
+        let (mut dirty, mut untold) = (true, true);
+        let mut next = Instant::now();
         loop {
-            let idle = !dirty && queue.is_empty();
+            let idle = !dirty && !untold && queue.is_empty();
             tokio::select! {
                 event = events.next() => {
                     let Some(event) = event else { return };
@@ -135,9 +136,10 @@ impl Leader {
                         );
                         drop(history);
                         queue.want(&wanted, &now());
+                        untold = true;
                     }
                     self.write_next(&mut queue, &pace).await;
-                    dirty |= self.tell_findings(&news).await;
+                    untold = untold && self.tell_findings(&news).await;
                     next = Instant::now() + pace.status;
                 }
             }
@@ -192,7 +194,8 @@ impl Leader {
                         namespace: object.metadata.namespace.unwrap_or_default(),
                         name: object.metadata.name.unwrap_or_default(),
                     };
-                    queue.read(id, written(&object.data["status"]));
+                    let uid = object.metadata.uid.unwrap_or_default();
+                    queue.read(id, uid, written(&object.data["status"]));
                 }
                 params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
                 if params.continue_token.is_none() {

@@ -25,8 +25,8 @@ pub struct News {
     pub findings: Arc<Findings>,
     /// Nodes by name, with their UIDs.
     pub nodes: Arc<BTreeMap<String, String>>,
-    /// Of this node.
-    pub report: EgressNodeSpec,
+    /// Of this node; none before its first pass.
+    pub report: Option<EgressNodeSpec>,
 }
 
 impl News {
@@ -129,13 +129,25 @@ impl Board {
 
     /// Tells all; with `in_sync` the node holds what is declared now.
     pub fn publish(&mut self, in_sync: bool, status: &NodeStatus, failures: &BTreeSet<String>) {
+        let before = self.next.report.as_ref().map(|report| &report.realized);
+        let nothing = Realized::default();
         let realized = if in_sync {
             &self.seen
         } else {
-            &self.next.report.realized
+            before.unwrap_or(&nothing)
         };
         let failures = failures.iter().chain(&self.own);
-        self.next.report = report(realized, status, failures);
+        self.next.report = Some(report(realized, status, failures));
+        self.send();
+    }
+
+    /// Tells what is wrong with objects. The node goes on as an earlier agent left it, so the report
+    /// of that one stands.
+    pub fn publish_held_back(&self) {
+        self.send();
+    }
+
+    fn send(&self) {
         self.news.send_if_modified(|news| {
             let differs = !news.is(&self.next);
             if differs {

@@ -12,25 +12,42 @@ use crate::index::ObjectId;
 /// Statuses as they are and as they are to be.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// As the API server has them, and when they were written here.
-    known: BTreeMap<ObjectId, (Value, Option<Instant>)>,
+    known: BTreeMap<ObjectId, Known>,
     waiting: BTreeMap<ObjectId, (bool, Value)>,
+}
+
+/// A status as the API server has it.
+#[derive(Debug)]
+struct Known {
+    uid: String,
+    status: Value,
+    /// When it was written here.
+    at: Option<Instant>,
 }
 
 impl Queue {
     /// As the API server has it.
-    pub fn read(&mut self, id: ObjectId, status: Value) {
-        self.known.insert(id, (status, None));
+    pub fn read(&mut self, id: ObjectId, uid: String, status: Value) {
+        let known = Known {
+            uid,
+            status,
+            at: None,
+        };
+        self.known.insert(id, known);
     }
 
     /// What is to be told of all objects.
     pub fn want(&mut self, wanted: &BTreeMap<ObjectId, Status>, now: &str) {
-        self.known.retain(|id, _| wanted.contains_key(id));
+        self.known
+            .retain(|id, known| wanted.get(id).is_some_and(|it| it.uid == known.uid));
         self.waiting.clear();
         for (id, status) in wanted {
-            let nothing = json!({});
-            let old = self.known.get(id).map_or(&nothing, |(old, _)| old);
-            let new = status.body(old, now);
+            let known = self.known.entry(id.clone()).or_insert_with(|| Known {
+                uid: status.uid.clone(),
+                status: json!({}),
+                at: None,
+            });
+            let (old, new) = (&known.status, status.body(&known.status, now));
             if *old != new {
                 self.waiting.insert(id.clone(), (is_urgent(old, &new), new));
             }
@@ -40,7 +57,7 @@ impl Queue {
     /// The next one that may be written now: what is news before counts, and of these whoever was
     /// not told for longest.
     pub fn next(&self, now: Instant, pace: &Pace) -> Option<(&ObjectId, &Value)> {
-        let last = |id: &ObjectId| self.known.get(id).and_then(|(_, at)| *at);
+        let last = |id: &ObjectId| self.known.get(id).and_then(|known| known.at);
         let free = |id: &ObjectId| last(id).is_none_or(|at| now >= at + pace.status_every);
         let waiting = self.waiting.iter().filter(|(id, _)| free(id));
         let first = waiting.min_by_key(|(id, (urgent, _))| (!urgent, last(id)));
@@ -49,10 +66,12 @@ impl Queue {
 
     /// It was written; or, without a status, it could not be, and is tried again later.
     pub fn done(&mut self, id: &ObjectId, status: Option<Value>, now: Instant) {
-        let known = self.known.entry(id.clone()).or_insert((json!({}), None));
-        known.1 = Some(now);
+        let Some(known) = self.known.get_mut(id) else {
+            return;
+        };
+        known.at = Some(now);
         if let Some(status) = status {
-            known.0 = status;
+            known.status = status;
             self.waiting.remove(id);
         }
     }

@@ -14,7 +14,7 @@ use super::news::News;
 use super::pace::{Pace, draw};
 use super::report::Pacer;
 use super::{MANAGER, Told};
-use crate::api::EgressNode;
+use crate::api::{EgressNode, EgressNodeSpec};
 
 /// First and longest wait before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
@@ -32,10 +32,11 @@ pub async fn follow(client: Client, node: String, mut news: watch::Receiver<Arc<
     loop {
         let latest = news.borrow_and_update().clone();
         let pace = Pace::of(latest.nodes.len());
-        let due = pacer.due(Instant::now(), &latest.report, &pace);
+        let report = latest.report.as_ref();
+        let due = report.and_then(|report| pacer.due(Instant::now(), report, &pace));
         // Without its Node there is nobody to clean up after it.
         let owner = latest.nodes.get(&node);
-        let (Some(due), Some(owner)) = (due, owner) else {
+        let (Some(report), Some(due), Some(owner)) = (report, due, owner) else {
             if news.changed().await.is_err() {
                 return;
             }
@@ -48,11 +49,11 @@ pub async fn follow(client: Client, node: String, mut news: watch::Receiver<Arc<
             }
             continue;
         }
-        match write(&api, &node, owner, &latest).await {
+        match write(&api, &node, owner, report).await {
             Ok(()) => {
                 told.good("node_report");
                 failures = 0;
-                pacer.told(Instant::now(), latest.report.clone(), draw());
+                pacer.told(Instant::now(), report.clone(), draw());
             }
             Err(error) => {
                 told.bad("node_report", &error);
@@ -68,9 +69,9 @@ async fn write(
     api: &Api<EgressNode>,
     node: &str,
     owner: &str,
-    news: &News,
+    report: &EgressNodeSpec,
 ) -> Result<(), kube::Error> {
-    let mut object = json!(news.report);
+    let mut object = json!(report);
     object["apiVersion"] = json!("sallyport.dev/v1alpha1");
     object["kind"] = json!("EgressNode");
     object["metadata"] = json!({
