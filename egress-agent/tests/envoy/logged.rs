@@ -54,10 +54,8 @@ fn expected(decision: &Decision, authorization: Authorization) -> Value {
     if unrouted.contains(&decision.reason) {
         line["reason"] = json!("no-route");
     }
-    if authorization == Authorization::Rbac {
-        if decision.allowed && entry.is_none() {
-            line["object"] = json!(service.unwrap_or("ALLOW_ANY".to_owned()));
-        }
+    if authorization == Authorization::Rbac && decision.allowed && entry.is_none() {
+        line["object"] = json!(service.unwrap_or("ALLOW_ANY".to_owned()));
     }
     line
 }

@@ -97,45 +97,6 @@ async fn a_taint_that_came_meanwhile_is_not_lost() {
     })
     .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // The agent waits with what it has seen, which is no longer so.
-    let other = "example.com/maintenance";
-    api.apply(&node(
-        "node-1",
-        &[(other, "NoExecute"), (KEY, "NoSchedule")],
-    ))
-    .expect("a node");
-    synced.send_replace(true);
-    until("the removal", || taints(&api, "node-1") == [other]).await;
-    assert_eq!(taints(&api, "node-2").len(), 3, "it is another agent's");
-    let kept = api.get(&node("node-1", &[])).expect("a node");
-    assert_eq!(kept["spec"]["podCIDR"], "10.1.0.0/24");
-
-    // The node registers anew while the agent isn't ready.
-    synced.send_replace(false);
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    api.apply(&node("node-1", &[(KEY, "NoSchedule")]))
-        .expect("a node");
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(taints(&api, "node-1"), [KEY]);
-    synced.send_replace(true);
-    until("the removal", || taints(&api, "node-1").is_empty()).await;
-    let patches = api.take_asked();
-    let patches = patches.iter().filter(|(verb, _)| *verb == "patch");
-    assert_eq!(patches.count(), 2, "nothing is written in vain");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_taint_that_came_meanwhile_is_not_lost() {
-    let api = cluster();
-    api.apply(&node("node-1", &[(KEY, "NoSchedule")]))
-        .expect("a node");
-    let synced = agent(&api).await;
-    until("the agent's look", || {
-        let asked = api.take_asked();
-        asked.contains(&("watch", "nodes".to_owned()))
-    })
-    .await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     // What the agent has seen is no longer so, and it has not heard of it: its watch is broken.
     api.set_away(true);
     let other = "example.com/maintenance";

@@ -36,6 +36,7 @@ fn program(variable: &str) -> PathBuf {
 }
 
 /// Where an agent runs.
+#[derive(Clone, Copy)]
 enum Whereabouts<'a> {
     Node,
     /// In this pod.
