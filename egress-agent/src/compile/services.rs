@@ -21,6 +21,9 @@ pub(super) struct Route<'a> {
     pub nodes: bool,
     /// Endpoints at gateways: only listeners will do.
     pub listeners: BTreeSet<(IpAddr, u16)>,
+    /// Ports at gateways that are not Ready, or not any more: nothing is sent there, and a gateway
+    /// that comes or goes must not cut the way to the others.
+    pub waiting: BTreeSet<u16>,
 }
 
 impl Route<'_> {
@@ -32,7 +35,12 @@ impl Route<'_> {
                 .iter()
                 .all(|l| gateways.is_some_and(|g| g.listeners.contains_key(l)))
         };
-        self.served && !self.outside && (nodes || !self.nodes) && listeners()
+        // Alone they are no gateway.
+        let waiting = || {
+            let ready: BTreeSet<u16> = self.listeners.iter().map(|(_, port)| *port).collect();
+            self.waiting.is_subset(&ready)
+        };
+        self.served && !self.outside && (nodes || !self.nodes) && listeners() && waiting()
     }
 }
 
@@ -54,6 +62,7 @@ pub(super) fn routes<'a>(
                 outside: false,
                 nodes: false,
                 listeners: BTreeSet::new(),
+                waiting: BTreeSet::new(),
             };
             for slice in index.slices_of(key) {
                 let targets: Vec<&EndpointPort> = slice
@@ -93,7 +102,15 @@ impl Route<'_> {
             if targets.iter().all(api) && cluster.api.iter().any(|(api, _)| *api == ip) {
                 continue;
             }
-            if gateways.guards.contains_key(&ip) {
+            let ports: Option<BTreeSet<u16>> = targets.iter().map(|t| tcp(t)).collect();
+            if !endpoint.ready
+                && !targets.iter().all(listener)
+                && index.is_pod_ip(ip)
+                && gateways.guards.contains_key(&ip)
+                && let Some(ports) = ports
+            {
+                self.waiting.extend(ports);
+            } else if gateways.guards.contains_key(&ip) {
                 self.outside |= !targets.iter().all(listener);
                 self.listeners
                     .extend(targets.iter().filter_map(|t| Some((ip, tcp(t)?))));

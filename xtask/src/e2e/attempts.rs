@@ -253,12 +253,11 @@ pub async fn observe(
     args: &[String],
     token: &str,
 ) -> Result<Observation> {
-    let before = world.counters(node, &place.id()).await?;
-    let mark = world.mark(node).await?;
+    let id = place.id();
+    let (before, mark) = tokio::try_join!(world.counters(node, &id), world.mark(node))?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let answer = world.probe(place, &args).await?;
-    let arrivals = world.since(node, mark).await?;
-    let after = world.counters(node, &place.id()).await?;
+    let (arrivals, after) = tokio::try_join!(world.since(node, mark), world.counters(node, &id))?;
     let tcp = args.contains(&"http");
     Ok(Observation {
         answer,

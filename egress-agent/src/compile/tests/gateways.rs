@@ -159,6 +159,41 @@ fn a_cluster_ip_is_a_gateway_only_while_all_behind_it_are() {
 }
 
 #[test]
+fn a_gateway_that_comes_or_goes_does_not_cut_the_way_to_the_others() {
+    let not_ready = json!({"status": {"conditions": []}});
+    let second = || {
+        mk_pod(
+            "istio-egress",
+            "gw2",
+            "gw",
+            &["10.244.0.8"],
+            not_ready.clone(),
+        )
+    };
+    let with = |first: bool, port: u16| {
+        let endpoints = json!([
+            {"addresses": [GW], "conditions": {"ready": first},
+                "targetRef": {"kind": "Pod", "uid": "uid-gw"}},
+            {"addresses": ["10.244.0.8"], "conditions": {"ready": false},
+                "targetRef": {"kind": "Pod", "uid": "uid-gw2"}},
+        ]);
+        let patch = if first { json!({}) } else { not_ready.clone() };
+        held([
+            gw(patch),
+            second(),
+            mk_service("istio-egress", "gw", "10.96.0.10", 443, json!({})),
+            mk_raw_slice("istio-egress", "gw", json!([{"port": port}]), endpoints),
+        ])
+    };
+    let one_ready = with(true, 8443);
+    let at = |compiled: &Compiled, ip: &str, port: u16| reason(compiled, "web", ip, TCP, port);
+    assert_eq!(at(&one_ready, "10.96.0.10", 443), Reason::Gateway);
+    assert_eq!(at(&one_ready, "10.244.0.8", 8443), Reason::GatewayPort);
+    let none_ready = with(false, 8443);
+    assert_eq!(at(&none_ready, "10.96.0.10", 443), Reason::GatewayPort);
+}
+
+#[test]
 fn only_ready_pods_are_gateways_and_the_others_stay_guarded() {
     for patch in [
         json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),

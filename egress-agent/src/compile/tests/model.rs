@@ -209,15 +209,22 @@ impl Scenario {
         self.services[service]
             .endpoints
             .iter()
-            .all(|(endpoint, _)| {
+            .all(|(endpoint, ready)| {
                 let Some(address) = self.endpoint(endpoint) else {
                     return false;
                 };
                 let to = ip(&address);
+                // A gateway that comes or goes, beside one that is there.
+                let waits = !ready
+                    && self.guarded_pod(to).is_some_and(|p| !p.host_network)
+                    && self.services[service].endpoints.iter().any(|(other, _)| {
+                        let other = self.endpoint(other);
+                        other.is_some_and(|a| self.listener(ip(&a), target))
+                    });
                 if tcp && self.api(to, target) {
                     true
                 } else if self.guarded_pod(to).is_some() || self.guarded_service(to) {
-                    tcp && gateways && self.listener(to, target)
+                    tcp && gateways && (self.listener(to, target) || waits)
                 } else if node(to) {
                     nodes && !(udp && OVERLAYS.contains(&target))
                 } else {
