@@ -5,7 +5,6 @@
 
 use std::env;
 use std::fmt;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -133,12 +132,15 @@ pub fn compile(
         .env(format!("CC_{variable}"), compiler)
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace).join("\x1f"));
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            flags(workspace, &rustc).join("\x1f"),
+        );
     settings(command).run()?;
     Ok(directory.join(target).join("release"))
 }
 
-fn flags(workspace: &Workspace) -> Vec<String> {
+fn flags(workspace: &Workspace, rustc: &Rustc) -> Vec<String> {
     let mut flags = vec![
         "-Clinker=rust-lld".to_owned(),
         "-Clinker-flavor=ld.lld".to_owned(),
@@ -148,11 +150,16 @@ fn flags(workspace: &Workspace) -> Vec<String> {
         || env::home_dir().map(|home| home.join(".cargo")),
         |home| Some(home.into()),
     );
-    let root: Option<&Path> = Some(&workspace.root);
-    for (from, to) in [(cargo_home.as_deref(), "/cargo"), (root, "/sallyport")] {
-        if let Some(from) = from {
-            flags.push(format!("--remap-path-prefix={}={to}", from.display()));
-        }
+    // Where a compiler without the library's sources says that they are.
+    let library = (
+        rustc.sysroot.join("lib/rustlib/src/rust"),
+        format!("/rustc/{}", rustc.commit),
+    );
+    let root = (workspace.root.clone(), "/sallyport".to_owned());
+    let crates = cargo_home.map(|home| (home, "/cargo".to_owned()));
+    // The last one that fits is taken.
+    for (from, to) in crates.into_iter().chain([root, library]) {
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     }
     flags
 }

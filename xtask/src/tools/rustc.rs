@@ -13,7 +13,7 @@ pub struct Rustc {
     pub toolchain: Option<String>,
     /// E.g. `1.95.0` or `1.97.0-nightly`.
     pub release: String,
-    /// Tells two compilers of one release (two nightlies) apart.
+    /// Hexadecimal digits; tells two compilers of one release (two nightlies) apart.
     pub commit: String,
     /// The host's target triple.
     pub host: String,
@@ -48,7 +48,7 @@ impl Rustc {
         Ok(Self {
             toolchain: toolchain.map(str::to_owned),
             release: field("release")?.to_owned(),
-            commit: field("commit-hash")?.chars().take(9).collect(),
+            commit: field("commit-hash")?.to_owned(),
             host: field("host")?.to_owned(),
             llvm: llvm_major,
             sysroot: sysroot.into(),
@@ -72,7 +72,7 @@ impl Rustc {
 
     /// One word that changes when the compiler does.
     pub fn id(&self) -> String {
-        format!("{}-{}", self.release, self.commit)
+        format!("{}-{:.9}", self.release, self.commit)
     }
 
     /// `program` (rustc, cargo) of this toolchain.
