@@ -254,10 +254,11 @@ pub async fn observe(
     token: &str,
 ) -> Result<Observation> {
     let id = place.id();
-    let (before, mark) = tokio::try_join!(world.counters(node, &id), world.mark(node))?;
+    let counters = || Box::pin(world.counters(node, &id));
+    let (before, mark) = tokio::try_join!(counters(), Box::pin(world.mark(node)))?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let answer = world.probe(place, &args).await?;
-    let (arrivals, after) = tokio::try_join!(world.since(node, mark), world.counters(node, &id))?;
+    let (arrivals, after) = tokio::try_join!(Box::pin(world.since(node, mark)), counters())?;
     let tcp = args.contains(&"http");
     Ok(Observation {
         answer,
