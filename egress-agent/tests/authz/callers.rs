@@ -56,7 +56,8 @@ async fn call(
         let (response, mut body) = sender.send_request(request, false).ok()?;
         let length = u32::try_from(message.len()).expect("short enough");
         let frame = [&[0], &length.to_be_bytes()[..], message].concat();
-        body.send_data(Bytes::from(frame), true).ok()?;
+        // A server that has answered already may want no more of it.
+        let _ = body.send_data(Bytes::from(frame), true);
         let (head, mut body) = response.await.ok()?.into_parts();
         let mut status = head.headers.get("grpc-status").cloned();
         while let Some(chunk) = body.data().await {

@@ -83,8 +83,10 @@ impl History {
         history
     }
 
-    fn put(&mut self, object: Value) {
-        self.api.apply(&object).expect("it is taken");
+    fn put(&mut self, mut object: Value) {
+        let taken = self.api.apply(&object).expect("it is taken");
+        // The server's, as is that of what is made anew.
+        object["metadata"]["uid"] = taken["metadata"]["uid"].clone();
         self.truth.insert(name_of(&object), object);
         self.note();
     }
