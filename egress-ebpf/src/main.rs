@@ -102,7 +102,7 @@ mod programs {
     // By hand: aya's macro throws the return value away.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "raw_tp")]
-    pub fn sp_depth(ctx: *mut core::ffi::c_void) -> u32 {
+    pub extern "C" fn sp_depth(ctx: *mut core::ffi::c_void) -> u32 {
         origin::is_ancestor(&RawTracePointContext::new(ctx))
     }
 }
