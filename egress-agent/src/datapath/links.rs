@@ -233,25 +233,29 @@ fn pinned_info(path: &Path) -> Result<Option<LinkInfo>, DatapathError> {
         .map_err(failed(path, "look at"))
 }
 
+/// The program that our link runs on a device; none if no link is pinned, or its device is gone.
+pub(super) fn standing_program(
+    pins: &Pins,
+    ifindex: u32,
+    direction: Direction,
+) -> Result<Option<u32>, DatapathError> {
+    let info = pinned_info(&pins.device_link(ifindex, direction))?;
+    let standing = info.filter(|info| !matches!(info.target, Target::Tcx(0, _)));
+    Ok(standing.map(|info| info.program))
+}
+
 /// Attaches a program first on a device and pins it.
 ///
 /// A link that is pinned there already is replaced without a gap: the new one is attached first,
-/// then takes the name of the old, which ends that. The kernel takes no program twice, so of
-/// `programs` (copies of one) the first that the old link doesn't run is used.
+/// then takes the name of the old, which ends that. The kernel takes no program twice on one
+/// device, so it must be another copy than the [`standing_program`].
 pub(super) fn attach_device(
     pins: &Pins,
     ifindex: u32,
     direction: Direction,
-    programs: &[Loaded<'_>],
+    program: Loaded<'_>,
 ) -> Result<(), DatapathError> {
     let path = pins.device_link(ifindex, direction);
-    let old = pinned_info(&path)?.map(|info| info.program);
-    let program = programs
-        .iter()
-        .find(|program| Some(program.id) != old)
-        .ok_or_else(|| DatapathError::Missing {
-            what: format!("a second copy of {}", direction.program()),
-        })?;
     let link = sys::link_tcx(program.fd, ifindex, direction.attach_type()).map_err(|error| {
         // The kernel knows BPF_LINK_CREATE, but not this kind of link.
         if error.raw_os_error() == Some(libc::EINVAL) && !has_tcx() {

@@ -184,14 +184,18 @@ impl Datapath {
     /// Attaches first on the device; replaces a link of ours without a gap.
     pub fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         let name = direction.program();
-        if self.spare.is_none() && self.pins.device_link(ifindex, direction).exists() {
-            self.spare = Some(load(&self.pins, &self.object)?);
+        let mut program = loaded(&self.programs, name)?;
+        // A device that is going may be here, too, with a link that has ended: loading takes a
+        // second, in which pods that begin would wait.
+        let standing = links::standing_program(&self.pins, ifindex, direction)?;
+        if standing == Some(program.id) {
+            if self.spare.is_none() {
+                self.spare = Some(load(&self.pins, &self.object)?);
+            }
+            let spare = self.spare.as_ref().expect("it was loaded just now");
+            program = loaded(spare, name)?;
         }
-        let mut copies = vec![loaded(&self.programs, name)?];
-        if let Some(spare) = &self.spare {
-            copies.push(loaded(spare, name)?);
-        }
-        links::attach_device(&self.pins, ifindex, direction, &copies)
+        links::attach_device(&self.pins, ifindex, direction, program)
     }
 
     /// Gives a link that stands the program that we carry.
