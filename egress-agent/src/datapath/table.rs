@@ -101,8 +101,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
         unsafe { sys::delete(self.fd(), key) }.map_err(|error| self.error("delete from", error))
     }
 
-    /// Keys as they stand. A map that others change meanwhile may make it start over, so it is
-    /// cut at twice the number of keys that fit.
+    /// Keys as they stand. The kernel starts over after a key that has been removed, so this is for
+    /// maps that nobody but the agent writes.
     pub fn keys(&self) -> Result<Vec<K>, DatapathError> {
         let mut keys: Vec<K> = Vec::new();
         loop {
