@@ -1,4 +1,4 @@
-//! The same Envoy on the same objects, with the rules inside and asking for each request.
+//! Envoys on the same objects, with the rules inside and asking for each request.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -14,49 +14,80 @@ use crate::gateway::Gateway;
 use crate::median;
 use crate::world::start;
 
-/// Clients at once, each with a connection that it keeps.
-const CLIENTS: usize = 8;
+/// Clients at once, each with a connection that it keeps: so many that the gateway's CPU is never
+/// idle while an answer is on its way.
+pub const CLIENTS: usize = 32;
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_millis(700);
 
 pub struct Through {
     /// Requests per second.
-    pub rbac: f64,
-    pub ext_authz: f64,
+    pub inside: f64,
+    pub asking: f64,
     /// Median over rounds, of which each measures both.
     pub ratio: f64,
     /// Microseconds of Envoy's CPU time for one request.
-    pub cpu_rbac: f64,
-    pub cpu_ext_authz: f64,
+    pub cpu_inside: f64,
+    pub cpu_asking: f64,
 }
 
-/// Gateways on the CPU for what is measured, if there is one.
-pub fn run(cpus: Option<&Cpus>) -> Through {
+/// A client of a gateway, with what it asks for in turn: hosts and paths.
+pub struct Client {
+    pub connection: Connection,
+    pub asks: Vec<(String, String)>,
+}
+
+/// The clients of a gateway, and the CPU time of its process.
+pub struct Side {
+    clients: Vec<Client>,
+    clock: ClockId,
+}
+
+impl Side {
+    /// The process gets the CPU for what is measured, if there is one.
+    pub fn new(clients: Vec<Client>, process: u32, cpus: Option<&Cpus>) -> Self {
+        if let Some(cpus) = cpus {
+            cpus.measure(process);
+        }
+        let id = i32::try_from(process).expect("a process id");
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(id)).expect("its clock");
+        Self { clients, clock }
+    }
+}
+
+/// The guide's objects, in Envoys that the policy server configures: each route has its own rules,
+/// here one, and everything that is decided is logged.
+pub fn configured(cpus: Option<&Cpus>) -> Through {
     let (rbac, _, _outside) = start(Authorization::Rbac);
     let (ext_authz, _, _outside) = start(Authorization::ExtAuthz);
-    if let Some(cpus) = cpus {
-        cpus.measure(rbac.process());
-        cpus.measure(ext_authz.process());
-    }
-    let clocks = [&rbac, &ext_authz].map(|gateway| {
-        let id = i32::try_from(gateway.process()).expect("a process id");
-        ClockId::pid_cpu_clock_id(Pid::from_raw(id)).expect("its clock")
-    });
-    let mut inside = clients(&rbac);
-    let mut asking = clients(&ext_authz);
+    let side = |gateway: &Gateway| Side::new(clients(gateway), gateway.process(), cpus);
+    compare(side(&rbac), side(&ext_authz))
+}
+
+fn clients(gateway: &Gateway) -> Vec<Client> {
+    let leaf = gateway.identity("productpage");
+    let client = |_| Client {
+        connection: gateway.connect(Some(&leaf)),
+        asks: vec![("api.localhost".to_owned(), "/".to_owned())],
+    };
+    (0..CLIENTS).map(client).collect()
+}
+
+/// Measures both in turn.
+pub fn compare(mut inside: Side, mut asking: Side) -> Through {
     // Connections to the outside, and everything else that only the first ones pay.
-    round(&mut inside, clocks[0]);
-    round(&mut asking, clocks[1]);
+    round(&mut inside);
+    round(&mut asking);
     let mut cpu = (Vec::new(), Vec::new());
     let mut rates = (Vec::new(), Vec::new(), Vec::new());
     for at in 0..ROUNDS {
         // Neither is always the first.
         let (one, other) = if at % 2 == 0 {
-            let one = round(&mut inside, clocks[0]);
-            (one, round(&mut asking, clocks[1]))
+            let one = round(&mut inside);
+            (one, round(&mut asking))
         } else {
-            let other = round(&mut asking, clocks[1]);
-            (round(&mut inside, clocks[0]), other)
+            let other = round(&mut asking);
+            (round(&mut inside), other)
         };
         rates.0.push(one.0);
         rates.1.push(other.0);
@@ -65,32 +96,31 @@ pub fn run(cpus: Option<&Cpus>) -> Through {
         cpu.1.push(other.1);
     }
     Through {
-        rbac: median(rates.0),
-        ext_authz: median(rates.1),
+        inside: median(rates.0),
+        asking: median(rates.1),
         ratio: median(rates.2),
-        cpu_rbac: median(cpu.0),
-        cpu_ext_authz: median(cpu.1),
+        cpu_inside: median(cpu.0),
+        cpu_asking: median(cpu.1),
     }
-}
-
-fn clients(gateway: &Gateway) -> Vec<Connection> {
-    let leaf = gateway.identity("productpage");
-    (0..CLIENTS).map(|_| gateway.connect(Some(&leaf))).collect()
 }
 
 /// Requests per second, and microseconds of the gateway's CPU for one: each client asks again as
 /// soon as it has its answer.
-fn round(clients: &mut [Connection], clock: ClockId) -> (f64, f64) {
-    let cpu = || Duration::from(clock.now().expect("it runs"));
+fn round(side: &mut Side) -> (f64, f64) {
+    let cpu = || Duration::from(side.clock.now().expect("it runs"));
     let used = cpu();
     let ended = AtomicBool::new(false);
     let answers = AtomicU32::new(0);
     let begin = Instant::now();
     thread::scope(|scope| {
-        for client in clients {
-            scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
-                    let answer = client.ask("GET", "api.localhost", "/", "");
+        for client in &mut side.clients {
+            let (ended, answers) = (&ended, &answers);
+            scope.spawn(move || {
+                for (host, path) in client.asks.iter().cycle() {
+                    if ended.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let answer = client.connection.ask("GET", host, path, "");
                     assert_eq!(answer.expect("an answer").status, 200);
                     answers.fetch_add(1, Ordering::Relaxed);
                 }

@@ -12,6 +12,13 @@ mod gateways;
 #[path = "../../tests/support/grpc.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod grpc;
+mod istio;
+#[path = "../../tests/istio/envoy.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod istio_envoy;
+#[path = "../../tests/istio/istiod.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod istiod;
 mod load;
 #[path = "../../tests/envoy/mesh.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
@@ -36,12 +43,13 @@ mod world;
 use std::time::Duration;
 
 use cpus::Cpus;
+use gateways::Through;
 
 /// Checks per second of the server's CPU time.
 const PER_CORE: f64 = 15_000.0;
 /// At half of that, 99 of 100 answers come within this.
 const P99: Duration = Duration::from_millis(1);
-/// Throughput of a gateway that asks, over that of one with the rules inside.
+/// Throughput of a gateway that asks, over that of the same with native rules of the same meaning.
 const RATIO: f64 = 0.7;
 
 /// One figure.
@@ -138,20 +146,26 @@ fn main() {
         ),
     ];
     if std::env::var_os("SALLYPORT_ENVOY").is_some() {
-        let through = gateways::run(cpus.as_ref());
-        rows.extend([
-            Row::new(
-                "requests through Envoy with rules inside",
-                through.rbac,
-                "/s",
-            ),
-            Row::new("requests through Envoy that asks", through.ext_authz, "/s"),
-            Row::new("Envoy's CPU for one, rules inside", through.cpu_rbac, "µs"),
-            Row::new("Envoy's CPU for one, asking", through.cpu_ext_authz, "µs"),
-            Row::new("the latter over the former", through.ratio, "").with(Target::AtLeast(RATIO)),
-        ]);
+        let target = Some(Target::AtLeast(RATIO));
+        let istio = istio::run(cpus.as_ref());
+        rows.extend(through("native policies of Istio", &istio, target));
+        let configured = gateways::configured(cpus.as_ref());
+        rows.extend(through("one rule for the route", &configured, None));
     }
     print(json, cpus.is_some(), &rows);
+}
+
+/// What came of two gateways, of which one has `rules`.
+fn through(rules: &str, through: &Through, target: Option<Target>) -> [Row; 5] {
+    let mut ratio = Row::new("the latter over the former", through.ratio, "");
+    ratio.target = target;
+    [
+        Row::new(format!("requests by {rules}"), through.inside, "/s"),
+        Row::new("requests by asking", through.asking, "/s"),
+        Row::new(format!("Envoy's CPU, {rules}"), through.cpu_inside, "µs"),
+        Row::new("Envoy's CPU, asking", through.cpu_asking, "µs"),
+        ratio,
+    ]
 }
 
 fn print(json: bool, apart: bool, rows: &[Row]) {

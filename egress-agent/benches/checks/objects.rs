@@ -20,8 +20,9 @@ const NAMESPACES: usize = 100;
 /// Of each ten accounts one has the label that a policy asks for.
 const ADMITTED: usize = 3;
 pub const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/egress";
+pub const TRUST_DOMAIN: &str = "cluster.local";
 const GATEWAY: &str = "10.200.0.1";
-const PORT: u16 = 15443;
+pub const PORT: u16 = 15443;
 
 fn read<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("an object of its kind")
@@ -51,8 +52,9 @@ fn address(team: usize, account: usize) -> String {
     format!("10.1.{team}.{account}")
 }
 
-/// 1,000 external services, each with a policy that admits ten accounts by label.
-pub fn served() -> Served {
+/// 1,000 external services, each with a policy that admits ten accounts by label. The gateway
+/// listens on `port`.
+pub fn index(port: u16) -> Index {
     let mut index = Index::default();
     index.apply(Object::VirtualGateway(read(ours(
         "VirtualGateway",
@@ -60,7 +62,7 @@ pub fn served() -> Served {
         "egress-vg",
         &json!({
             "workloads": [{ "selector": { "labels": { "istio": "egress" } } }],
-            "listeners": [{ "port": { "number": PORT }, "tls": { "mode": "ISTIO_MUTUAL" },
+            "listeners": [{ "port": { "number": port }, "tls": { "mode": "ISTIO_MUTUAL" },
                             "exposedExternalServices": [{ "host": "*.example" }] }],
         }),
     ))));
@@ -104,9 +106,14 @@ pub fn served() -> Served {
             }),
         ))));
     }
+    index
+}
+
+/// What a policy server serves of them.
+pub fn served(port: u16) -> Served {
     let (served, problems) = Served::from_index(
-        &index,
-        "cluster.local",
+        &index(port),
+        TRUST_DOMAIN,
         None,
         OutboundPolicy::RegistryOnly,
         None,
@@ -126,6 +133,26 @@ pub fn questions() -> Vec<(CheckRequest, bool)> {
         .collect()
 }
 
+/// Host and path that a policy is about.
+pub fn target(policy: usize) -> (String, String) {
+    let host = format!("svc-{policy}.example");
+    (host, format!("/v1/items/{policy}?page=1"))
+}
+
+/// A client, and the policies that admit it.
+pub fn client(number: usize) -> (String, impl Iterator<Item = usize>) {
+    let team = number % NAMESPACES;
+    let admitting = (0..POLICIES).filter(move |policy| policy % NAMESPACES == team);
+    (identity(team, ADMITTED), admitting)
+}
+
+fn identity(team: usize, account: usize) -> String {
+    format!(
+        "spiffe://{TRUST_DOMAIN}/ns/{}/sa/sa-{account}",
+        namespace(team)
+    )
+}
+
 fn peer(ip: &str, port: u16, principal: String) -> Peer {
     Peer {
         address: Some(Address {
@@ -142,8 +169,7 @@ fn peer(ip: &str, port: u16, principal: String) -> Peer {
 
 /// As Envoy words it, with the headers that a sidecar adds.
 fn question(policy: usize, team: usize, number: usize) -> CheckRequest {
-    let host = format!("svc-{policy}.example");
-    let path = format!("/v1/items/{policy}?page=1");
+    let (host, path) = target(policy);
     let headers: HashMap<String, String> = [
         (":authority", host.as_str()),
         (":method", "GET"),
@@ -160,10 +186,7 @@ fn question(policy: usize, team: usize, number: usize) -> CheckRequest {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    let principal = format!(
-        "spiffe://cluster.local/ns/{}/sa/sa-{number}",
-        namespace(team)
-    );
+    let principal = identity(team, number);
     CheckRequest {
         attributes: Some(AttributeContext {
             source: Some(peer(&address(team, number), 40_000, principal)),

@@ -11,7 +11,7 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::cpus::{Cpus, pin_to};
-use crate::objects::{GATEWAY_ID, served};
+use crate::objects::{GATEWAY_ID, PORT, served};
 use crate::pki::Authority;
 use crate::policy_server::{SERVER_ID, Server};
 
@@ -28,7 +28,7 @@ pub fn serve_if_asked() -> bool {
     }
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = Server::start(any, directory.as_ref(), Binding::Require);
-    server.serve(served());
+    server.serve(served(PORT));
     println!("serving {}", server.address);
     // Until the benchmark ends.
     let _ = std::io::stdin().read(&mut [0]);

@@ -330,6 +330,7 @@ fn ports_of(world: &Compiled) -> [Port<'_>; 2] {
         number,
         listener: &gateway.listeners[&number],
         decides,
+        upstream: None,
     })
 }
 

@@ -29,6 +29,17 @@ pub struct Port<'a> {
     pub number: u16,
     pub listener: &'a Listener,
     pub decides: Decides,
+    /// Where requests that get through are sent to; none if the gateway answers them itself.
+    pub upstream: Option<Upstream>,
+}
+
+/// A server outside, by TLS.
+#[derive(Clone, Copy)]
+pub struct Upstream {
+    /// On loopback.
+    pub port: u16,
+    /// Its certificate must bear it, and outside.crt have signed that.
+    pub name: &'static str,
 }
 
 /// Ends with this value.
@@ -38,13 +49,17 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts it in a directory with gateway.{crt,key} and ca.crt.
+    /// Starts it in a directory with gateway.{crt,key} and ca.crt, and outside.crt if anything is
+    /// sent on.
     pub fn start(directory: &Path, ports: &[Port<'_>], server: u16, outside: u16) -> Self {
+        let mut clusters = vec![policy_server(directory, server), outside_cluster(outside)];
+        let sent_on = ports
+            .iter()
+            .filter_map(|port| Some((port.number, port.upstream?)));
+        clusters.extend(sent_on.map(|(number, to)| upstream_cluster(directory, number, to)));
+        let listeners: Vec<_> = ports.iter().map(|port| listener(directory, port)).collect();
         let config = json!({
-            "static_resources": {
-                "listeners": ports.iter().map(|port| listener(directory, port)).collect::<Vec<_>>(),
-                "clusters": [policy_server(directory, server), outside_cluster(outside)],
-            },
+            "static_resources": { "listeners": listeners, "clusters": clusters },
         });
         let path = directory.join("envoy.json");
         fs::write(&path, config.to_string()).expect("a file");
@@ -79,6 +94,12 @@ impl Envoy {
             }
         }
         envoy
+    }
+
+    /// Its process id.
+    #[allow(dead_code, reason = "for the benchmark")]
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn log(&self) -> String {
@@ -125,7 +146,7 @@ fn listener(directory: &Path, port: &Port<'_>) -> Value {
     if !requests.is_empty() {
         chains.push(json!({
             "filter_chain_match": { "server_names": requests },
-            "filters": [connection_manager(&port.decides)],
+            "filters": [connection_manager(port)],
         }));
     }
     if !connections.is_empty() {
@@ -134,7 +155,7 @@ fn listener(directory: &Path, port: &Port<'_>) -> Value {
             "filters": pass_on(&port.decides),
         }));
     }
-    chains.push(json!({ "filters": [connection_manager(&port.decides)] }));
+    chains.push(json!({ "filters": [connection_manager(port)] }));
     for chain in &mut chains {
         chain["transport_socket"] = downstream(directory);
     }
@@ -173,8 +194,8 @@ fn grpc_service() -> Value {
 }
 
 /// With `pathNormalization: DECODE_AND_MERGE_SLASHES`.
-fn connection_manager(decides: &Decides) -> Value {
-    let (filter, metadata) = match decides {
+fn connection_manager(port: &Port<'_>) -> Value {
+    let (filter, metadata) = match &port.decides {
         Decides::Natively { http, .. } => {
             let kind = "envoy.extensions.filters.http.rbac.v3.RBAC";
             let mut config = json!({
@@ -208,6 +229,12 @@ fn connection_manager(decides: &Decides) -> Value {
     let dry_run = json!({ "header": {
         "key": "x-dry-run", "value": format!("%DYNAMIC_METADATA({metadata})%"),
     } });
+    let mut route = json!({ "match": { "prefix": "" }, "response_headers_to_add": [dry_run] });
+    if port.upstream.is_some() {
+        route["route"] = json!({ "cluster": upstream_name(port.number) });
+    } else {
+        route["direct_response"] = json!({ "status": 200 });
+    }
     typed(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -219,12 +246,7 @@ fn connection_manager(decides: &Decides) -> Value {
             "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
             "http_filters": [filter, router],
             "route_config": { "virtual_hosts": [{
-                "name": "all", "domains": ["*"],
-                "routes": [{
-                    "match": { "prefix": "" },
-                    "direct_response": { "status": 200 },
-                    "response_headers_to_add": [dry_run],
-                }],
+                "name": "all", "domains": ["*"], "routes": [route],
             }] },
         }),
     )
@@ -265,6 +287,28 @@ fn endpoint(name: &str, port: u16) -> Value {
 
 fn outside_cluster(port: u16) -> Value {
     json!({ "name": "outside", "type": "STATIC", "load_assignment": endpoint("outside", port) })
+}
+
+fn upstream_name(port: u16) -> String {
+    format!("upstream-{port}")
+}
+
+fn upstream_cluster(directory: &Path, port: u16, to: Upstream) -> Value {
+    let tls = json!({
+        "sni": to.name,
+        "common_tls_context": { "validation_context": {
+            "trusted_ca": file(directory, "outside.crt"),
+            "match_typed_subject_alt_names": [
+                { "san_type": "DNS", "matcher": { "exact": to.name } },
+            ],
+        } },
+    });
+    let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    let name = upstream_name(port);
+    json!({
+        "name": name, "type": "STATIC", "load_assignment": endpoint(&name, to.port),
+        "transport_socket": typed("envoy.transport_sockets.tls", kind, tls),
+    })
 }
 
 fn policy_server(directory: &Path, port: u16) -> Value {
