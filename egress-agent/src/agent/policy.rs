@@ -114,9 +114,7 @@ async fn keep_serving(
             Ok(server) => {
                 tracing::info!(event = "policy_serving", %address);
                 metrics.set_serving(true);
-                if let Err(error) = server.run(told(stopping.clone())).await {
-                    tracing::error!(event = "policy_server_ended", %error, "it is started again");
-                }
+                server.run(told(stopping.clone())).await;
                 metrics.set_serving(false);
             }
             Err(error) => {

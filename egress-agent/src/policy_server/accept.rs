@@ -1,21 +1,17 @@
 //! Takes connections: mutual TLS first, and bounded in number and time whoever connects.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 
+use super::connection::Connection;
 use super::places::Places;
 use super::{Caller, Served};
 use crate::tls::{Identities, Identity, MinVersion, Peer, PeerError, server_config};
@@ -95,11 +91,7 @@ impl fmt::Debug for Gate {
 }
 
 /// Takes connections until the receiver is dropped. An error of one ends only that one.
-pub async fn accept(
-    listener: TcpListener,
-    gate: Gate,
-    taken: mpsc::Sender<io::Result<Connection>>,
-) {
+pub async fn accept(listener: TcpListener, gate: Gate, taken: mpsc::Sender<Connection>) {
     let doors = Arc::new(Doors {
         gate,
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -144,7 +136,7 @@ impl Doors {
         self: Arc<Self>,
         stream: TcpStream,
         address: SocketAddr,
-        taken: mpsc::Sender<io::Result<Connection>>,
+        taken: mpsc::Sender<Connection>,
     ) {
         let ip = address.ip().to_canonical();
         let (handshakes, from_one) = if self.gate.served.borrow().gateway_pods.contains_key(&ip) {
@@ -169,7 +161,7 @@ impl Doors {
                 Ok(connection) => {
                     self.gate.watcher.taken();
                     // Refused only while the server is ending.
-                    let _ = taken.send(Ok(connection)).await;
+                    let _ = taken.send(connection).await;
                 }
                 Err((refusal, detail)) => {
                     self.gate
@@ -219,7 +211,7 @@ impl Doors {
                 identity: peer.id,
                 address,
             },
-            end: Box::pin(sleep_until(Instant::now() + time)),
+            left: time,
             watcher: self.gate.watcher.clone(),
             permits: (permit, stranger),
         })
@@ -245,73 +237,4 @@ fn peer_of(stream: &TlsStream<TcpStream>) -> Result<Peer, PeerError> {
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(<[_]>::first);
     Peer::of_certificate(leaf.ok_or(PeerError::NoName)?)
-}
-
-/// A connection of a caller who has proven who it is.
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
-    caller: Caller,
-    /// When it ends whatever happens: nothing is read after that.
-    end: Pin<Box<Sleep>>,
-    watcher: Arc<dyn Watcher>,
-    #[expect(dead_code, reason = "held as long as the connection stands")]
-    permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("caller", &self.caller)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.watcher.closed();
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(context).is_ready() {
-            // As if the caller had closed it.
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.end.as_mut().poll(context).is_ready() {
-            // Who does not read what we write is not read from either.
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod authz;
+mod connection;
 mod from_index;
 pub mod metrics;
 mod places;

@@ -1,42 +1,30 @@
 //! The server: what it serves, within which bounds.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
-use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::service::Routes;
 
 use super::Served;
 use super::accept::{self, Gate};
 use super::authz::{Authz, Binding};
+use super::connection::http2;
 use super::metrics::PolicyMetrics;
 use super::xds::{Xds, XdsStatus};
 use crate::tls::{Identities, MinVersion};
 
 /// A question with more than this is refused: Envoy sends at most 60 KiB of headers.
 const MAX_MESSAGE: usize = 256 << 10;
-/// Questions at once on one connection.
-const MAX_STREAMS: u32 = 512;
-/// All headers of one call, in bytes.
-const MAX_HEADERS: u32 = 16 << 10;
-/// From a call's headers to the beginning of its answer. Envoy waits less.
-const CALL_TIME: Duration = Duration::from_secs(10);
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is told to go after so long, so that certificates and authorities that have
-/// changed are looked at again; what is under way may end.
-const MAX_AGE: Duration = Duration::from_mins(30);
-const MAX_AGE_GRACE: Duration = Duration::from_secs(30);
-/// What is under way when the server is told to stop may take so long; configuration streams, which
-/// never end by themselves, are cut then.
+/// What is under way when the server is told to stop may take so long.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Connections that have shaken hands and wait for the server's loop.
 const BACKLOG: usize = 64;
@@ -84,10 +72,7 @@ impl PolicyServer {
 
     /// Serves until `stop` completes. Then callers are told to go, and questions under way are still
     /// answered for a moment.
-    pub async fn run(
-        self,
-        stop: impl Future<Output = ()> + Send,
-    ) -> Result<(), tonic::transport::Error> {
+    pub async fn run(self, stop: impl Future<Output = ()> + Send) {
         let Options {
             served,
             identities,
@@ -104,36 +89,43 @@ impl PolicyServer {
             served: served.clone(),
             watcher: metrics.watcher(),
         };
-        let (taken, connections) = mpsc::channel(BACKLOG);
-        let accepting = tokio::spawn(accept::accept(self.listener, gate, taken));
+        let (taken, mut connections) = mpsc::channel(BACKLOG);
         let xds = Xds::new(served.clone(), status, metrics.clone());
         let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_MESSAGE);
         let authz = AuthorizationServer::new(Authz::new(served, binding, metrics))
             .max_decoding_message_size(MAX_MESSAGE);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AuthorizationServer<Authz>>().await;
-        let stop = stop.shared();
-        let over = async {
-            stop.clone().await;
-            sleep(STOP_GRACE).await;
-        };
-        let serving = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_max_header_list_size(MAX_HEADERS)
-            .timeout(CALL_TIME)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_connection_age(MAX_AGE)
-            .max_connection_age_grace(MAX_AGE_GRACE)
-            .add_service(authz)
+        let routes = Routes::new(authz)
             .add_service(xds)
             .add_service(health_service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.clone());
-        let ended = tokio::select! {
-            ended = serving => ended,
-            () = over => Ok(()),
-        };
-        accepting.abort();
-        ended
+            .prepare();
+        let http2 = http2();
+        // Dropped, it ends them all.
+        let mut standing = JoinSet::new();
+        let (tell, stopping) = watch::channel(false);
+        {
+            let mut stop = pin!(stop);
+            // Dropped, it listens no more.
+            let mut accepting = pin!(accept::accept(self.listener, gate, taken));
+            loop {
+                tokio::select! {
+                    () = stop.as_mut() => break,
+                    // It never ends while connections are taken here.
+                    () = accepting.as_mut() => break,
+                    Some(connection) = connections.recv() => {
+                        let serving = connection.serve(http2.clone(), routes.clone(), stopping.clone());
+                        standing.spawn(serving);
+                    }
+                    Some(_) = standing.join_next() => {}
+                }
+            }
+        }
+        tell.send_replace(true);
+        // Whoever is left has had time enough.
+        let _ = timeout(STOP_GRACE, async {
+            while standing.join_next().await.is_some() {}
+        })
+        .await;
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use egress_agent::policy_server::authz::Binding;
 
+use crate::client::Connection;
 use crate::mesh::{Authority, Leaf};
 use crate::objects::{GATEWAY_ID, PRODUCTPAGE};
 use crate::policy_server::SERVER_ID;
@@ -185,6 +186,40 @@ fn get_trusting_the_past(world: &World) -> u16 {
         .ask("GET", "api.localhost", "/get", "")
         .expect("an answer")
         .status
+}
+
+#[test]
+fn no_request_is_lost_when_a_renewed_certificate_expires() {
+    let world = world_of(|mesh| {
+        let gateway = mesh.sign_until(&["gateway.test"], &[GATEWAY_ID], Some(in_seconds(9)));
+        (gateway, mesh.sign(&[], &[SERVER_ID]))
+    });
+    let leaf = world.identity("productpage");
+    let connect = || world.connect(Some(&leaf), PRODUCTPAGE, world.ports.http, "gateway.test");
+    // Envoy has connected to the policy server by the certificate that ends.
+    assert_eq!(get(&world), 200);
+    let clients: [Connection; 4] = std::array::from_fn(|_| connect());
+    let over = Instant::now() + Duration::from_secs(12);
+    let asking = clients.map(|mut client| {
+        std::thread::spawn(move || {
+            let mut asked = 0;
+            while Instant::now() < over {
+                let answer = client.ask("GET", "api.localhost", "/get", "");
+                let answer = answer.expect("the client's own connection stands");
+                assert_eq!(answer.status, 200, "after {asked}: {answer:?}");
+                asked += 1;
+            }
+            asked
+        })
+    });
+    let renewed = world.mesh.sign(&["gateway.test"], &[GATEWAY_ID]);
+    put(&world.gateway_certs(), &renewed, &world.mesh);
+    for asking in asking {
+        let asked = asking.join().expect("every request was answered");
+        assert!(asked > 100, "{asked}");
+    }
+    let refused = world.metric("sallyport_policy_connections_refused_total");
+    assert_eq!(refused, 0, "{}", world.server().metrics());
 }
 
 #[test]

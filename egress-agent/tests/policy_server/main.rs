@@ -4,6 +4,7 @@
 mod ads;
 mod bytes;
 mod child;
+mod ends;
 mod flood;
 #[path = "../support/grpc.rs"]
 mod grpc;

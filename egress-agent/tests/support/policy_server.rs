@@ -26,10 +26,7 @@ pub fn server_id() -> SpiffeId {
 }
 
 /// What tells it to stop, and what tells that it has.
-type Running = (
-    oneshot::Sender<()>,
-    oneshot::Receiver<Result<(), tonic::transport::Error>>,
-);
+type Running = (oneshot::Sender<()>, oneshot::Receiver<()>);
 
 /// A server that ends with this value.
 pub struct Server {
@@ -92,8 +89,8 @@ impl Server {
                 }
             };
             tokio::select! {
-                ended = server.run(stop) => ended,
-                _ = gone => Ok(()),
+                () = server.run(stop) => {}
+                _ = gone => {}
             }
         };
         let running = thread::spawn("policy", serving).expect("a thread");
@@ -130,8 +127,7 @@ impl Server {
         stop.send(()).expect("it runs");
         let runtime = self.runtime.as_ref().expect("it runs");
         let ended = runtime.block_on(async { timeout(Duration::from_secs(10), running).await });
-        let ended = ended.expect("it ends in time").expect("it does not panic");
-        ended.expect("it ends well");
+        ended.expect("it ends in time").expect("it does not panic");
     }
 
     /// The Envoys that are connected.
