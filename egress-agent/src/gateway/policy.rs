@@ -200,6 +200,23 @@ impl GatewayPolicy {
 }
 
 impl GatewayPolicy {
+    /// Every route's rules, with the `ExternalService` that it leads to.
+    pub fn rules(&self) -> impl Iterator<Item = (Option<&ObjectName>, &Rules)> {
+        let listeners = self
+            .gateways
+            .values()
+            .flat_map(|gateway| gateway.listeners.values());
+        listeners.flat_map(|listener| {
+            let requests = listener.hosts.values().flat_map(BTreeMap::values);
+            let requests = requests.map(|route| (route.service.as_ref(), &route.rules));
+            let connections = listener
+                .passthrough
+                .values()
+                .filter_map(|it| it.served.as_ref());
+            requests.chain(connections.map(|route| (Some(&route.service), &route.rules)))
+        })
+    }
+
     /// Whether this service account can have any request admitted by any gateway.
     pub fn admits(&self, namespace: &str, service_account: &str) -> bool {
         SpiffeId::new(&self.trust_domain, namespace, service_account).is_ok_and(|client| {

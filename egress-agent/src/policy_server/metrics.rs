@@ -13,7 +13,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::accept::{Refusal, Watcher};
 use super::authz::Verdict;
-use crate::gateway::ObjectName;
+use super::named::{Declared, Named, Subject};
+use crate::gateway::{GatewayPolicy, ObjectName};
 use crate::tls::Identities;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,8 +47,8 @@ struct RejectedLabels {
 /// Counters and gauges; clones share them.
 #[derive(Clone, Debug)]
 pub struct PolicyMetrics {
-    decisions: Family<DecisionLabels, Counter>,
-    dry_run: Family<DryRunLabels, Counter>,
+    decisions: Named<DecisionLabels>,
+    dry_run: Named<DryRunLabels>,
     duration: Histogram,
     callers_refused: Family<ReasonLabels, Counter>,
     connections: Gauge,
@@ -55,7 +56,7 @@ pub struct PolicyMetrics {
     certificate_expiry: Gauge<f64, AtomicU64>,
     serving: Gauge,
     streams: Gauge,
-    rejected: Family<RejectedLabels, Counter>,
+    rejected: Named<RejectedLabels>,
 }
 
 /// A stream that stands, for as long as this lives.
@@ -72,8 +73,8 @@ impl PolicyMetrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            decisions: Family::default(),
-            dry_run: Family::default(),
+            decisions: Named::default(),
+            dry_run: Named::default(),
             // From 2 µs to 131 ms.
             duration: Histogram::new(exponential_buckets(0.000_002, 2.0, 17)),
             callers_refused: Family::default(),
@@ -82,7 +83,7 @@ impl PolicyMetrics {
             certificate_expiry: Gauge::default(),
             serving: Gauge::default(),
             streams: Gauge::default(),
-            rejected: Family::default(),
+            rejected: Named::default(),
         };
         registry.register(
             "xds_streams",
@@ -92,17 +93,17 @@ impl PolicyMetrics {
         registry.register(
             "xds_rejected",
             "Configuration that an Envoy refused; what it had before stands",
-            metrics.rejected.clone(),
+            metrics.rejected.family(),
         );
         registry.register(
             "access_decisions",
             "Decisions about requests and connections at gateways, by what decided",
-            metrics.decisions.clone(),
+            metrics.decisions.family(),
         );
         registry.register(
             "access_dry_run",
             "Decisions at hosts with dry-run entries, by what they would be with them",
-            metrics.dry_run.clone(),
+            metrics.dry_run.family(),
         );
         registry.register_with_unit(
             "access_duration",
@@ -146,25 +147,49 @@ impl PolicyMetrics {
             .as_ref()
             .map_or_else(String::new, ToString::to_string);
         let word = |allowed| if allowed { "allowed" } else { "denied" };
-        let dry_run = verdict.decision.as_ref().and_then(|it| it.dry_run);
-        if let Some(would_be) = dry_run {
-            self.dry_run
-                .get_or_create(&DryRunLabels {
-                    gateway: gateway.clone(),
-                    service: verdict.service().unwrap_or_default(),
-                    would_be: word(would_be),
-                })
-                .inc();
+        let decision = verdict.decision.as_ref();
+        let about_gateway = Subject {
+            gateway: verdict.gateway.as_ref(),
+            ..Subject::default()
+        };
+        if let Some(would_be) = decision.and_then(|it| it.dry_run) {
+            let labels = DryRunLabels {
+                gateway: gateway.clone(),
+                service: verdict.service().unwrap_or_default(),
+                would_be: word(would_be),
+            };
+            let service = decision.and_then(|it| it.service.as_ref());
+            self.dry_run.count(
+                labels,
+                Subject {
+                    service,
+                    ..about_gateway
+                },
+            );
         }
-        self.decisions
-            .get_or_create(&DecisionLabels {
-                gateway,
-                verdict: word(verdict.allowed()),
-                reason: verdict.cause.as_str(),
-                object: verdict.object().unwrap_or_default(),
-            })
-            .inc();
+        let labels = DecisionLabels {
+            gateway,
+            verdict: word(verdict.allowed()),
+            reason: verdict.cause.as_str(),
+            object: verdict.object().unwrap_or_default(),
+        };
+        let entry = decision.and_then(|it| it.object.as_ref().zip(it.entry));
+        self.decisions.count(
+            labels,
+            Subject {
+                entry,
+                ..about_gateway
+            },
+        );
         self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Forgets what was counted of objects that are gone.
+    pub fn keep(&self, policy: &GatewayPolicy) {
+        let declared = Declared::of(policy);
+        self.decisions.keep(&declared);
+        self.dry_run.keep(&declared);
+        self.rejected.keep(&declared);
     }
 
     /// A call was refused before the question was looked at.
@@ -182,10 +207,15 @@ impl PolicyMetrics {
 
     /// An Envoy refused a response.
     pub fn rejected(&self, gateway: &ObjectName, kind: &'static str) {
-        let gateway = gateway.to_string();
-        self.rejected
-            .get_or_create(&RejectedLabels { gateway, kind })
-            .inc();
+        let labels = RejectedLabels {
+            gateway: gateway.to_string(),
+            kind,
+        };
+        let subject = Subject {
+            gateway: Some(gateway),
+            ..Subject::default()
+        };
+        self.rejected.count(labels, subject);
     }
 
     /// Whether the server listens.

@@ -8,6 +8,7 @@ pub mod authz;
 mod connection;
 mod from_index;
 pub mod metrics;
+mod named;
 mod places;
 pub mod query;
 mod served;

@@ -90,6 +90,7 @@ impl PolicyServer {
             watcher: metrics.watcher(),
         };
         let (taken, mut connections) = mpsc::channel(BACKLOG);
+        let (mut latest, counted) = (served.clone(), metrics.clone());
         let xds = Xds::new(served.clone(), status, metrics.clone());
         let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_MESSAGE);
         let authz = AuthorizationServer::new(Authz::new(served, binding, metrics))
@@ -118,6 +119,10 @@ impl PolicyServer {
                         standing.spawn(serving);
                     }
                     Some(_) = standing.join_next() => {}
+                    Ok(()) = latest.changed() => {
+                        let latest = latest.borrow_and_update().clone();
+                        counted.keep(&latest.policy);
+                    }
                 }
             }
         }

@@ -242,9 +242,9 @@ fn endpoint(cluster: &str, port: u16) -> Value {
 }
 
 fn access_log(filter: &str, fields: &[(&str, &str)]) -> Value {
-    let mut format = json!({});
+    let mut format = json!({ "client": "%DOWNSTREAM_PEER_URI_SAN%" });
     for key in [
-        "verdict", "reason", "gateway", "service", "object", "dry_run", "client", "revision",
+        "verdict", "reason", "service", "object", "dry_run", "revision",
     ] {
         format[key] = format!("%DYNAMIC_METADATA({filter}:{key})%").into();
     }

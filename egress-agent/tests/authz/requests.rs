@@ -1,7 +1,9 @@
 //! Requests of clients that are who they say.
 
+use serde_json::Value;
+
 use crate::http2::Http2;
-use crate::objects::{PRODUCTPAGE, REVIEWS};
+use crate::objects::{PRODUCTPAGE, REVIEWS, served, standard};
 use crate::world::World;
 
 /// Account, its address, authority, path, and the answer's status.
@@ -112,7 +114,6 @@ fn the_access_log_says_who_decided_and_why() {
     for (key, expected) in [
         ("verdict", "allowed"),
         ("reason", "admitted"),
-        ("gateway", "VirtualGateway/istio-egress/egress-vg"),
         ("service", "ExternalService/global/api"),
         ("object", "AccessPolicy/istio-egress/api#0"),
         (
@@ -215,4 +216,30 @@ fn what_the_log_and_the_metrics_name_is_what_was_declared() {
     assert_eq!(series.len(), 1, "{series:?}");
     assert!(series[0].ends_with(" 20"), "{series:?}");
     assert!(series[0].contains("reason=\"unknown-host\""), "{series:?}");
+}
+
+#[test]
+fn what_was_counted_of_a_policy_goes_with_it() {
+    let world = World::start();
+    world.get("productpage", PRODUCTPAGE, "api.localhost", "/get");
+    world.get("reviews", REVIEWS, "trial.localhost", "/");
+    world.get("reviews", REVIEWS, "open.localhost", "/");
+    let counted = |what: &str| world.server().metrics().matches(what).count();
+    let (entry, trial) = ("AccessPolicy/istio-egress/api#0", "access_dry_run_total{");
+    assert_eq!((counted(entry), counted(trial)), (1, 1));
+    let mut left = standard(&world.ports);
+    left.retain(|object| !["api", "trial"].contains(&name(object)));
+    world.server().serve(served(&left, &world.ports));
+    world.until("nothing is told of what is gone", || {
+        (counted(entry), counted(trial)) == (0, 0)
+    });
+    // What is left is counted on.
+    world.get("reviews", REVIEWS, "open.localhost", "/");
+    let open = "sallyport_access_decisions_total{gateway=\"istio-egress/egress-vg\",\
+                verdict=\"allowed\",reason=\"no-policy\"";
+    assert_eq!(world.metric(open), 2, "{}", world.server().metrics());
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().expect("a name")
 }

@@ -57,6 +57,7 @@ fn denied() -> DeniedHttpResponse {
     }
 }
 
+/// What the gateway can't know itself: whose certificate it was, and which gateway this is, it does.
 fn metadata(verdict: &Verdict, revision: &str) -> Struct {
     let decision = verdict.decision.as_ref();
     let dry_run = decision.and_then(|decision| decision.dry_run);
@@ -64,17 +65,9 @@ fn metadata(verdict: &Verdict, revision: &str) -> Struct {
     let fields = [
         ("verdict", Some(word(verdict.allowed()).to_owned())),
         ("reason", Some(verdict.cause.as_str().to_owned())),
-        (
-            "gateway",
-            verdict
-                .gateway
-                .as_ref()
-                .map(|it| format!("VirtualGateway/{it}")),
-        ),
         ("service", verdict.service()),
         ("object", verdict.object()),
         ("dry_run", dry_run.map(|allowed| word(allowed).to_owned())),
-        ("client", verdict.client.as_ref().map(ToString::to_string)),
         ("revision", Some(revision.to_owned())),
     ];
     let text = |text| Value {

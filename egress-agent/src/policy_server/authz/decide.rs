@@ -59,8 +59,6 @@ pub struct Verdict {
     pub cause: Cause,
     /// The gateway whose policy decided.
     pub gateway: Option<ObjectName>,
-    /// The client, as far as its name could be read.
-    pub client: Option<SpiffeId>,
     /// Name of the pod that owns the client's address, with its service account.
     pub owner: Option<String>,
     /// None where the policy was not asked.
@@ -97,7 +95,6 @@ pub fn decide(served: &Served, caller: &Caller, asked: &Asked<'_>, binding: Bind
     let mut verdict = Verdict {
         cause: Cause::UnknownGateway,
         gateway: None,
-        client: client.clone().ok(),
         owner: owner.map(
             |PodAccount {
                  namespace,

@@ -85,14 +85,9 @@ async fn answers() {
     for (key, expected) in [
         ("verdict", Some("allowed")),
         ("reason", Some("admitted")),
-        ("gateway", Some("VirtualGateway/istio-egress/egress-vg")),
         ("service", Some("ExternalService/global/api")),
         ("object", Some("AccessPolicy/istio-egress/api#0")),
         ("dry_run", Some("allowed")),
-        (
-            "client",
-            Some("spiffe://cluster.local/ns/bookinfo/sa/productpage"),
-        ),
         ("revision", Some(revision.as_str())),
         ("owner", None),
     ] {
