@@ -11,6 +11,7 @@ mod canonical;
 mod cluster;
 mod forward;
 mod listener;
+mod lookup;
 mod pb;
 mod rbac;
 mod resources;
@@ -75,6 +76,10 @@ fn of_gateway(trust_domain: &str, gateway: &Gateway, settings: &Settings) -> Res
     resources.add(tls::trust(cert_dir, trust_domain));
     for cluster in cluster::clusters(gateway, upstream_ca).into_values() {
         resources.add(cluster);
+    }
+    for route in cluster::passthroughs(gateway).filter(|route| route.host.is_none()) {
+        resources.add(lookup::way(route.port));
+        resources.add(lookup::listener(route));
     }
     let wildcards = cluster::has_wildcards(gateway);
     for (&port, served) in &gateway.listeners {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -9,11 +10,10 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use egress_agent::api::{AccessPolicy, ExternalService, VirtualGateway};
 use egress_agent::gateway::envoy::{Authorization, Bootstrap, files};
 use egress_agent::gateway::{
-    Decision, Declared, GatewayObject, GatewayObjects, GatewayPolicy, ObjectName, OutboundPolicy,
-    Problem, Request, Settings, SpiffeId, compile, decide_access, decide_connection, render,
+    Decision, GatewayPolicy, ObjectName, Request, Settings, SpiffeId, decide_access,
+    decide_connection, render,
 };
 use egress_agent::policy_server::authz::Binding;
 use egress_agent::policy_server::{GatewayPod, Served};
@@ -38,93 +38,11 @@ pub fn envoy_binary() -> PathBuf {
     }
 }
 
-/// Objects in YAML, as an operator writes them.
-#[derive(Clone, Default)]
-pub struct Objects {
-    pub gateways: Vec<VirtualGateway>,
-    pub services: Vec<ExternalService>,
-    pub policies: Vec<AccessPolicy>,
-    pub outbound: OutboundPolicy,
-}
-
-impl Objects {
-    pub fn parse(yaml: &str) -> Self {
-        let mut objects = Self::default();
-        for document in yaml.split("\n---\n") {
-            let value: serde_json::Value = serde_yaml_ng::from_str(document).expect("YAML");
-            let kind = value["kind"].as_str().expect("a kind").to_owned();
-            match kind.as_str() {
-                "VirtualGateway" => objects.gateways.push(read(value)),
-                "ExternalService" => objects.services.push(read(value)),
-                "AccessPolicy" => objects.policies.push(read(value)),
-                other => panic!("unexpected kind {other}"),
-            }
-        }
-        objects
-    }
-
-    pub fn compile(&self) -> (GatewayPolicy, Vec<Problem>) {
-        let accounts = [
-            ("productpage", true),
-            ("reviews", false),
-            ("ratings", false),
-        ];
-        let labels = BTreeMap::from([("account".to_owned(), "productpage".to_owned())]);
-        compile(&GatewayObjects {
-            trust_domain: "cluster.local".to_owned(),
-            cluster: Some("here".to_owned()),
-            outbound: self.outbound,
-            gateways: self
-                .gateways
-                .iter()
-                .map(|object| GatewayObject {
-                    id: name_of(&object.metadata),
-                    spec: &object.spec,
-                    target_ports: BTreeMap::new(),
-                })
-                .collect(),
-            external_services: self
-                .services
-                .iter()
-                .map(|object| declared(&object.metadata, &object.spec))
-                .collect(),
-            access_policies: self
-                .policies
-                .iter()
-                .map(|object| declared(&object.metadata, &object.spec))
-                .collect(),
-            service_accounts: accounts
-                .map(|(name, labelled)| Declared {
-                    id: ObjectName::new("bookinfo", name),
-                    labels: labelled.then_some(&labels),
-                    spec: &(),
-                })
-                .to_vec(),
-        })
-    }
-}
-
-fn name_of(meta: &kube::core::ObjectMeta) -> ObjectName {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    ObjectName {
-        namespace: text(&meta.namespace),
-        name: text(&meta.name),
-    }
-}
-
-fn declared<'a, S>(meta: &'a kube::core::ObjectMeta, spec: &'a S) -> Declared<'a, S> {
-    Declared {
-        id: name_of(meta),
-        labels: meta.labels.as_ref(),
-        spec,
-    }
-}
-
-fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
-    serde_json::from_value(value).expect("an object of its kind")
-}
+#[path = "objects.rs"]
+mod objects;
 
 pub use crate::ports::free_port;
+pub use objects::Objects;
 
 /// Who the gateway is.
 pub const GATEWAY_ID: &str = "spiffe://cluster.local/ns/istio-egress/sa/istio-egressgateway";
@@ -139,6 +57,8 @@ pub struct Gateway {
     envoy: Option<Child>,
     policy: GatewayPolicy,
     revision: u32,
+    /// Port of Envoy's own interface.
+    admin: u16,
 }
 
 impl Gateway {
@@ -185,13 +105,14 @@ impl Gateway {
         let agent = root.join("agent");
         put(&agent, &mesh.sign(&[], &[SERVER_ID]));
         let server = Server::start(([127, 0, 0, 1], 0).into(), &agent, Binding::Off);
+        let admin = free_port();
         let files = files(&Bootstrap {
             gateway: ObjectName::new("istio-egress", "egress-vg"),
             server: ("127.0.0.1".to_owned(), server.address.port()),
             server_id: server_id(),
             cert_dir: certs.clone(),
             config_dir: root.to_owned(),
-            admin_port: None,
+            admin_port: Some(admin),
         });
         for (name, text) in files {
             fs::write(root.join(name), text).expect("a file");
@@ -209,6 +130,7 @@ impl Gateway {
             envoy: None,
             policy: GatewayPolicy::default(),
             revision: 0,
+            admin,
         }
     }
 
@@ -234,6 +156,20 @@ impl Gateway {
     #[allow(dead_code, reason = "for the benchmark")]
     pub fn process(&self) -> u32 {
         self.envoy.as_ref().expect("it runs").id()
+    }
+
+    /// One of Envoy's counters or gauges; 0 for one that there is not yet.
+    #[allow(dead_code, reason = "each test binary uses its own part")]
+    pub fn stat(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).expect("Envoy listens");
+        let request = format!(
+            "GET /stats?filter={name} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(": ")?.parse().ok();
+        answer.lines().find_map(value).unwrap_or(0)
     }
 
     /// Serves policy for these objects.

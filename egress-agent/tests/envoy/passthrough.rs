@@ -346,6 +346,37 @@ fn nothing_leaves_before_the_client_is_admitted_by(authorization: Authorization)
 }
 
 #[test]
+fn nothing_is_looked_up_before_the_client_is_admitted() {
+    for authorization in BOTH {
+        nothing_is_looked_up_before_the_client_is_admitted_by(authorization);
+    }
+}
+
+/// A name below a wildcard is the client's own choice: looked up, it would reach the outside.
+fn nothing_is_looked_up_before_the_client_is_admitted_by(authorization: Authorization) {
+    let World {
+        gateway, outside, ..
+    } = start(authorization);
+    let looked_up = || gateway.stat("dns_cache.egress.host_added");
+    let stranger = Authority::new("stranger");
+    let uri = "spiffe://cluster.local/ns/bookinfo/sa/productpage";
+    for leaf in [
+        None,
+        Some(stranger.sign(&[], &[uri])),
+        Some(gateway.identity("ratings")),
+    ] {
+        let mut session = tunnel::open(&gateway, leaf.as_ref(), Some("secret.pass.localhost"));
+        let _ = session.write_all(b"x");
+        // Until the gateway has made up its mind.
+        let _ = session.read_to_end(&mut Vec::new());
+        assert_eq!(looked_up(), 0);
+    }
+    let answer = tunnel::get(&gateway, &outside, "reviews", "a.pass.localhost");
+    assert!(reached(&answer), "{answer:?}\n{}", gateway.log());
+    assert_eq!(looked_up(), 1);
+}
+
+#[test]
 fn a_new_policy_holds_for_the_next_connection() {
     for authorization in BOTH {
         a_new_policy_holds_for_the_next_connection_by(authorization);

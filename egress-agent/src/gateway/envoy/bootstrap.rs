@@ -60,6 +60,14 @@ fn bootstrap(settings: &Bootstrap) -> String {
             "lds_config": { "ads": {}, "resource_api_version": "V3" },
         },
         "static_resources": { "clusters": [policy_server(settings, host, *port)] },
+        // Names below a wildcard that are passed on are looked up behind one.
+        "bootstrap_extensions": [{
+            "name": "envoy.bootstrap.internal_listener",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3\
+                          .InternalListener",
+            },
+        }],
         "overload_manager": { "resource_monitors": [{
             "name": "envoy.resource_monitors.global_downstream_max_connections",
             "typed_config": {

@@ -129,22 +129,7 @@ fn base(name: String, host: Option<&HostName>, port: u16) -> Cluster {
             typed_config: Some(config),
         }))
     };
-    let thresholds = Thresholds {
-        max_connections: number(4096),
-        max_pending_requests: number(1024),
-        max_requests: number(4096),
-        ..Thresholds::default()
-    };
-    let mut cluster = Cluster {
-        name: name.clone(),
-        connect_timeout: seconds(5),
-        per_connection_buffer_limit_bytes: number(1 << 20),
-        circuit_breakers: Some(CircuitBreakers {
-            thresholds: vec![thresholds],
-            per_host_thresholds: Vec::new(),
-        }),
-        ..Cluster::default()
-    };
+    let mut cluster = plain(name.clone());
     if let Some(host) = host {
         let dns = DnsCluster {
             // One logical host, so that a changed answer closes no connection.
@@ -168,6 +153,26 @@ fn base(name: String, host: Option<&HostName>, port: u16) -> Cluster {
             discovery("envoy.clusters.dynamic_forward_proxy", any(proxy));
     }
     cluster
+}
+
+/// What all clusters have.
+pub(super) fn plain(name: String) -> Cluster {
+    let thresholds = Thresholds {
+        max_connections: number(4096),
+        max_pending_requests: number(1024),
+        max_requests: number(4096),
+        ..Thresholds::default()
+    };
+    Cluster {
+        name,
+        connect_timeout: seconds(5),
+        per_connection_buffer_limit_bytes: number(1 << 20),
+        circuit_breakers: Some(CircuitBreakers {
+            thresholds: vec![thresholds],
+            per_host_thresholds: Vec::new(),
+        }),
+        ..Cluster::default()
+    }
 }
 
 fn assignment(cluster_name: String, host: &HostName, port: u16) -> ClusterLoadAssignment {

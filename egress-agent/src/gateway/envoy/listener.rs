@@ -14,20 +14,21 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
-use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_proxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::UpstreamConnectMode;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::pb::{address, ads, any, core, number, seconds, yes};
-use super::{Authorization, access_log, authz, cluster, forward, rbac, routes_name, tls};
+use super::{Authorization, access_log, authz, cluster, forward, lookup, rbac, routes_name, tls};
 use crate::gateway::access::AccessReason;
 use crate::gateway::host::HostPattern;
-use crate::gateway::policy::{Listener, ObjectName, PassthroughRoute, Rules};
+use crate::gateway::policy::{Listener, PassthroughRoute};
 
 /// Bytes of a client that wait until the outside is reached.
 const EARLY_DATA: u32 = 64 << 10;
+/// A connection that is passed on ends after so many seconds without a byte.
+pub(super) const IDLE: i64 = 3600;
 
 /// The listeners of one port: one for each family, so that a node without IPv6 keeps the other.
 pub(super) fn listeners(
@@ -141,27 +142,19 @@ fn pass_on(
             )
         }
     };
-    if route.host.is_none() {
-        let proxy = sni_proxy::FilterConfig {
-            dns_cache_config: Some(cluster::dns_cache()),
-            port_specifier: Some(sni_proxy::filter_config::PortSpecifier::PortValue(
-                route.port.into(),
-            )),
-            ..sni_proxy::FilterConfig::default()
-        };
-        filters.push(network(
-            "envoy.filters.network.sni_dynamic_forward_proxy",
-            any(proxy),
-        ));
-    }
-    let cluster = cluster::passthrough_name(route);
+    let cluster = if route.host.is_none() {
+        filters.push(lookup::remember());
+        lookup::name(route.port)
+    } else {
+        cluster::passthrough_name(route)
+    };
     filters.push(tcp_proxy(&stat_prefix, cluster, log));
     filters
 }
 
 /// A name that is known and not served: it must not fall to a wildcard.
 fn refuse(pattern: &HostPattern) -> Vec<Filter> {
-    let rules = rbac::of_connection("", &Rules::nobody(), &ObjectName::default(), "refused");
+    let rules = rbac::of_nobody("refused");
     let mut filters = Vec::from(rules.map(|config| network(rbac::NETWORK_FILTER, config)));
     let reason = AccessReason::UnknownHost;
     let log = access_log::of_ruled_connection("", pattern, reason, reason);
@@ -172,7 +165,7 @@ fn refuse(pattern: &HostPattern) -> Vec<Filter> {
 fn tcp_proxy(stat_prefix: &str, cluster: String, log: Vec<AccessLog>) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
-        idle_timeout: seconds(3600),
+        idle_timeout: seconds(IDLE),
         // The client is admitted at its first byte, not when it connects. By default the outside
         // would be called before that, even for a client without a certificate, and what a server
         // says first would reach who is refused.
@@ -185,7 +178,7 @@ fn tcp_proxy(stat_prefix: &str, cluster: String, log: Vec<AccessLog>) -> Filter 
     network("envoy.filters.network.tcp_proxy", any(proxy))
 }
 
-fn network(name: &str, config: Any) -> Filter {
+pub(super) fn network(name: &str, config: Any) -> Filter {
     Filter {
         name: name.to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(config)),

@@ -82,6 +82,11 @@ pub(super) fn of_connection(
     [any(says), any(does)]
 }
 
+/// Rules of a connection that admit nobody.
+pub(super) fn of_nobody(stat_prefix: &str) -> [Any; 2] {
+    of_connection("", &Rules::nobody(), &ObjectName::default(), stat_prefix)
+}
+
 /// Why whom the rules admit is admitted.
 pub(super) fn admitted(rules: &Rules, service: Option<&ObjectName>) -> AccessReason {
     match (rules.closed, service) {
