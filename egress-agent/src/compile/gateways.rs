@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use super::Settings;
 use super::cluster::Cluster;
 use crate::api::lockdown::Protocol;
-use crate::index::{Endpoint, Finding, Index, Key, Labels, ObjectId, Pod, Problem, Service};
+use crate::index::{
+    Endpoint, Finding, Index, Key, Labels, ObjectId, Pod, Problem, Service, selects,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Gateways {
@@ -253,14 +255,6 @@ fn in_namespace<'a, V>(
     let namespace = namespace.to_owned();
     map.range(Key::new(&namespace, "")..)
         .take_while(move |(key, _)| key.namespace == namespace)
-}
-
-/// An empty selector selects nothing.
-fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty()
-        && selector
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn is_endpoint_of(endpoint: &Endpoint, pod: &Pod) -> bool {

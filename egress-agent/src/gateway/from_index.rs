@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::VirtualGatewaySpec;
 use crate::api::lockdown::Protocol;
-use crate::index::{self, Index, Key, Labels};
+use crate::index::{self, Index, Key, selects};
 
 use super::{Declared, GatewayObject, GatewayObjects, ObjectName, OutboundPolicy};
 
@@ -94,14 +94,6 @@ fn target_ports(
         }
     }
     targets
-}
-
-/// An empty selector selects nothing.
-fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty()
-        && selector
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]

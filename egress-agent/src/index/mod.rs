@@ -16,7 +16,7 @@ use std::net::IpAddr;
 pub use announced::Announced;
 pub use model::{
     Declared, Endpoint, EndpointPort, EndpointSlice, Key, Labels, Node, Pod, PodRef, Service,
-    ServicePort,
+    ServicePort, selects,
 };
 pub use object::{Object, ObjectId};
 pub use problem::{Effect, Finding, Problem};

@@ -11,6 +11,15 @@ use crate::api::lockdown::Protocol;
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
+/// Whether labels have all that a plain selector (of a Service, or a workload) asks for. An empty
+/// selector selects nothing.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+}
+
 /// Namespace and name. Ordered by namespace first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {

@@ -9,7 +9,7 @@ use super::{GatewayPod, PodAccount, Served};
 use crate::gateway::{
     ObjectName, OutboundPolicy, Problem, Settings, SpiffeId, compile, from_index, render,
 };
-use crate::index::{Index, Key, Labels, Pod};
+use crate::index::{Index, Key, Pod, selects};
 
 impl Served {
     /// Everything that the objects say, and what is wrong with them. Gateways' Envoys get their
@@ -112,14 +112,6 @@ fn account(pod: &Pod) -> &str {
     } else {
         &pod.service_account
     }
-}
-
-/// An empty selector selects nothing.
-fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty()
-        && selector
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]

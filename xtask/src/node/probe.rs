@@ -247,13 +247,13 @@ impl Probe {
 }
 
 impl Forged {
-    fn packet(&self) -> Result<Vec<u8>> {
-        raw::udp_packet(
-            self.from,
-            self.to.ip(),
-            self.to.port(),
-            self.payload.as_bytes(),
-        )
+    pub(crate) fn packet(&self) -> Result<Vec<u8>> {
+        self.packet_of(self.payload.as_bytes())
+    }
+
+    /// The same with another payload.
+    pub(crate) fn packet_of(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        raw::udp_packet(self.from, self.to.ip(), self.to.port(), payload)
     }
 
     fn sent(&self) -> Answer {

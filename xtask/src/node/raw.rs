@@ -167,6 +167,27 @@ fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Reads a frame from a packet socket into the buffer; none if it is one that leaves by the device.
+/// Where the socket has a timeout, `WouldBlock` says that nothing came.
+pub(crate) fn receive<'a>(socket: &OwnedFd, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+    // SAFETY: the address is plain data, for which all zeroes is a value.
+    let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&from)).expect("a small struct");
+    // SAFETY: the buffer and the address are ours and as long as is said.
+    let received = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+            (&raw mut from).cast(),
+            &raw mut length,
+        )
+    };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    Ok((from.sll_pkttype != libc::PACKET_OUTGOING).then_some(&buffer[..received]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

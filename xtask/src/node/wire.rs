@@ -1,7 +1,7 @@
 //! What arrives at the outside host, seen on its device and not from what clients say.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
@@ -93,28 +93,11 @@ impl Drop for Wire {
 fn record(socket: &OwnedFd, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
     let mut frame = vec![0; 65536];
     while !stop.load(Ordering::Relaxed) {
-        // SAFETY: the address is plain data, for which all zeroes is a value.
-        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut length = libc::socklen_t::try_from(size_of_val(&from)).expect("a small struct");
-        // SAFETY: the buffer and the address are ours and as long as is said.
-        let received = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut length,
-            )
-        };
         // A timeout; it is there to look at `stop`.
-        let Ok(received) = usize::try_from(received) else {
+        let Ok(Some(received)) = raw::receive(socket, &mut frame) else {
             continue;
         };
-        if from.sll_pkttype == libc::PACKET_OUTGOING {
-            continue;
-        }
-        if let Some(packet) = parse(&frame[..received]) {
+        if let Some(packet) = parse(received) {
             seen.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(packet);

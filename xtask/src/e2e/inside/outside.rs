@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -124,32 +124,16 @@ fn beyond(
 fn watch(socket: &OwnedFd, record: &mut Record) -> Result<()> {
     let mut frame = vec![0; 65536];
     loop {
-        // SAFETY: the address is plain data, for which all zeroes is a value.
-        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut length = libc::socklen_t::try_from(size_of_val(&from)).expect("a small struct");
-        // SAFETY: the buffer and the address are ours and as long as is said.
-        let received = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut length,
-            )
-        };
-        let Ok(received) = usize::try_from(received) else {
-            let error = io::Error::last_os_error();
-            match error.kind() {
+        let received = match raw::receive(socket, &mut frame) {
+            Ok(Some(received)) => received,
+            Ok(None) => continue,
+            Err(error) => match error.kind() {
                 // The socket has a timeout.
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => continue,
                 _ => return Err(error).context("cannot read packets"),
-            }
+            },
         };
-        if from.sll_pkttype == libc::PACKET_OUTGOING {
-            continue;
-        }
-        if let Some(seen) = wire::parse(&frame[..received]) {
+        if let Some(seen) = wire::parse(received) {
             let ours = plan::OUTSIDE.all().contains(&seen.destination);
             // Neighbour discovery is the wire's own.
             if ours && !(seen.protocol == 58 && is_neighbour(&seen.payload)) {

@@ -6,9 +6,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use crate::node::probe::Answer;
+use crate::node::probe::{Answer, Forged};
 use crate::node::raw;
 
 const ICMP: u8 = 1;
@@ -37,16 +37,6 @@ pub enum Craft {
     },
     /// A UDP packet in two fragments, the payload in both
     Fragments(Forged),
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct Forged {
-    #[arg(long)]
-    pub from: IpAddr,
-    #[arg(long)]
-    pub to: SocketAddr,
-    #[arg(long)]
-    pub payload: String,
 }
 
 /// Times that a packet is sent.
@@ -95,20 +85,12 @@ impl Craft {
 }
 
 impl Forged {
-    fn packet(&self) -> Result<Vec<u8>> {
-        self.packet_of(self.payload.as_bytes())
-    }
-
     /// The payload once at its beginning and once beyond the first fragment.
     fn long_packet(&self) -> Result<Vec<u8>> {
         let mut payload = self.payload.clone().into_bytes();
         payload.resize(FIRST_FRAGMENT, b'.');
         payload.extend(self.payload.as_bytes());
         self.packet_of(&payload)
-    }
-
-    fn packet_of(&self, payload: &[u8]) -> Result<Vec<u8>> {
-        raw::udp_packet(self.from, self.to.ip(), self.to.port(), payload)
     }
 }
 
