@@ -14,12 +14,12 @@ use super::announced;
 use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::own_pod;
-use super::run_dir::{Ready, RunDir};
+use super::run_dir::{LAST_GOOD, Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
 use crate::datapath::{Direction, Kernel, Observed};
-use crate::index::{Effect, Index, Key, Problem};
+use crate::index::{Effect, Heritage, Index, Key, Problem};
 use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
 use crate::reconcile::op::Subject;
@@ -59,6 +59,8 @@ pub struct Core {
     clean: bool,
     /// The kernel held something when this agent began.
     heir: bool,
+    /// What was left last for the agent that comes next.
+    bequeathed: Vec<u8>,
     problems: BTreeSet<Problem>,
     failures: BTreeSet<String>,
     board: Board,
@@ -115,10 +117,16 @@ impl Core {
             told: Update::default(),
             clean: false,
             heir,
+            bequeathed: Vec::new(),
             problems: BTreeSet::new(),
             failures: BTreeSet::new(),
             board,
         })
+    }
+
+    /// Gives it what the agent before it had taken of policy.
+    pub fn inherit(&mut self, heritage: Heritage) {
+        self.index.inherit(heritage);
     }
 
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
@@ -128,6 +136,7 @@ impl Core {
         let changed = update.is_some_and(|update| self.learn(update));
         let changed = self.listen(&sandboxes) || changed;
         self.compile(changed);
+        self.bequeath(changed);
         if self.is_held_back() {
             self.synced.send_replace(false);
             self.run_dir.unset_ready()?;
@@ -208,8 +217,28 @@ impl Core {
         self.index.announce(pods)
     }
 
+    /// Leaves policy to the agent that comes next, before the kernel is told of it: that one never
+    /// knows less than what it finds in the kernel.
+    fn bequeath(&mut self, changed: bool) {
+        // A directory's files hold their objects together, and are read anew.
+        if !self.told.shared || !(changed || self.bequeathed.is_empty()) {
+            return;
+        }
+        let all = self.index.bequeath();
+        if all == self.bequeathed {
+            return;
+        }
+        match self.run_dir.write(LAST_GOOD, &all) {
+            Ok(()) => self.bequeathed = all,
+            Err(error) => {
+                self.bequeathed.clear();
+                tracing::error!(event = "last_good_unwritten", error = format!("{error:#}"));
+            }
+        }
+    }
+
     /// Whether the kernel must be left as it is: an agent that starts has no last good version of
-    /// what it can't read now, and what the kernel holds may come from it. Until all could be read
+    /// what it can't read now if none was left to it, and what the kernel holds may come from it. Until all could be read
     /// once, nothing is loosened; pods that are new meanwhile meet the closed gate.
     fn is_held_back(&mut self) -> bool {
         if self.clean {
@@ -218,8 +247,10 @@ impl Core {
         // Where many write objects, one of theirs must not keep what operators declare from the
         // kernel; without any other than a lockdown nothing is looser.
         let counts = |problem: &&Problem| {
+            let object = &problem.object;
+            let stands = self.index.was_taken(object);
             problem.effect == Effect::Refused
-                && (!self.told.shared || problem.object.kind == "EgressLockdown")
+                && (!self.told.shared || object.kind == "EgressLockdown" && !stands)
         };
         let refused = self.compiled.problems.iter().filter(counts).count();
         self.clean = self.told.unread + refused == 0;

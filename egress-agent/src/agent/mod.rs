@@ -66,7 +66,8 @@ pub async fn run(options: Options) -> Result<()> {
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
         .context("can't find the pods' cgroups")?;
     let mut sources = JoinSet::new();
-    let mut updates = source::open(&options, &mut sources).await?;
+    let heritage = run_dir.heritage();
+    let mut updates = source::open(&options, heritage.clone(), &mut sources).await?;
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
@@ -92,6 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
         &mut tasks,
     )?;
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
+    core.inherit(heritage);
     let mut asked = core.nri().changes();
     begin_of_pods(&options, &core, &mut tasks).await?;
 

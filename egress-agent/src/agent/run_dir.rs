@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use crate::index::Heritage;
+
+/// Policy objects as they were taken last.
+pub const LAST_GOOD: &str = "last-good.json";
+
 /// Contents of `ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ready {
@@ -88,6 +93,18 @@ impl RunDir {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What the agent before this one had taken of policy.
+    pub fn heritage(&self) -> Heritage {
+        let path = self.path.join(LAST_GOOD);
+        let text = fs::read(&path).unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::error!(event = "last_good_unreadable", path = %path.display(), %error);
+            }
+            Vec::new()
+        });
+        Heritage::read(&text)
     }
 
     /// Replaces a file of the directory at once.

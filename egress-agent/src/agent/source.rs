@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use tokio::task::JoinSet;
 
 use super::options::{Options, Source};
+use crate::index::Heritage;
 use crate::source::kubernetes::{self, Kubernetes, Pace};
 use crate::source::{Updates, YamlDir, feed};
 
@@ -12,7 +13,11 @@ use crate::source::{Updates, YamlDir, feed};
 /// # Errors
 /// If the directory can't be read, or there is no client of the API server. An API server that
 /// doesn't answer is none: it is asked until it does.
-pub async fn open(options: &Options, tasks: &mut JoinSet<()>) -> Result<Updates> {
+pub async fn open(
+    options: &Options,
+    heritage: Heritage,
+    tasks: &mut JoinSet<()>,
+) -> Result<Updates> {
     match options.source {
         Source::Directory => {
             let directory = options.state_dir.as_deref();
@@ -42,7 +47,8 @@ pub async fn open(options: &Options, tasks: &mut JoinSet<()>) -> Result<Updates>
                 clients: options.policy_address.is_some(),
                 pace: Pace::default(),
             };
-            let (source, updates) = Kubernetes::new(client, settings);
+            let (mut source, updates) = Kubernetes::new(client, settings);
+            source.inherit(heritage);
             tasks.spawn(source.run());
             Ok(updates)
         }

@@ -1,10 +1,12 @@
 //! Objects by kind, namespace and name: the one place that both sources fill and everything
 //! else reads. It holds only what somebody asks for. Pure.
 //!
-//! A bad object is reported ([`Index::problems`]) and its last good version stands.
+//! A bad object is reported ([`Index::problems`]) and its last good version stands. Without one, a
+//! lockdown stands without its exceptions, and an access policy as one that admits nobody.
 
 mod announced;
 mod check;
+mod heritage;
 mod model;
 mod object;
 mod problem;
@@ -14,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use announced::Announced;
+pub use heritage::Heritage;
 pub use model::{
     Declared, Endpoint, EndpointPort, EndpointSlice, Key, Labels, Node, Pod, PodRef, Service,
     ServicePort, selects,
@@ -42,6 +45,9 @@ pub struct Index {
     external_services: BTreeMap<Key, Declared<ExternalServiceSpec>>,
     access_policies: BTreeMap<Key, Declared<AccessPolicySpec>>,
     problems: BTreeMap<ObjectId, Vec<Problem>>,
+    /// UIDs of the policy objects of which a version was taken as it is; empty where there is none.
+    uids: BTreeMap<ObjectId, String>,
+    heritage: Heritage,
     /// Pods that the container runtime tells of, by UID.
     announced: BTreeMap<String, Announced>,
 }
@@ -64,6 +70,8 @@ impl Index {
             namespace: id.namespace.clone(),
             name: id.name.clone(),
         };
+        let uid = object.metadata().uid.clone();
+        let policy = object.is_policy();
         let mut findings = Vec::new();
         let changed = match object {
             Object::Namespace(o) => put(
@@ -97,7 +105,14 @@ impl Index {
             }
             Object::EgressLockdown(o) => {
                 findings = check::lockdown(&o.spec);
-                accept(&findings) && put(&mut self.lockdowns, id.name.clone(), o.spec)
+                let spec = if accept(&findings) {
+                    Some(o.spec)
+                } else if self.was_taken(&id) {
+                    None
+                } else {
+                    check::without_exceptions(o.spec)
+                };
+                spec.is_some_and(|spec| put(&mut self.lockdowns, id.name.clone(), spec))
             }
             Object::VirtualGateway(o) => {
                 findings = check::virtual_gateway(&o.spec);
@@ -122,7 +137,9 @@ impl Index {
                 self.put_access_policy(key, declared(o.metadata.labels, o.spec), accept(&findings))
             }
         };
-        self.report(id, findings) || changed
+        let good = accept(&findings);
+        let changed = self.report(id.clone(), findings) || changed;
+        (policy && self.weigh(&id, uid, good)) || changed
     }
 
     /// Forgets an object, its last good version included. Whether it was known.
@@ -144,6 +161,8 @@ impl Index {
             "AccessPolicy" => self.access_policies.remove(&key).is_some(),
             _ => false,
         };
+        self.uids.remove(id);
+        self.heritage.forget(id);
         self.problems.remove(id).is_some() || known
     }
 

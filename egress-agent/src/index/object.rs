@@ -66,6 +66,17 @@ impl Object {
         )
     }
 
+    /// Whether it says what is allowed, not what there is.
+    pub fn is_policy(&self) -> bool {
+        matches!(
+            self,
+            Self::EgressLockdown(_)
+                | Self::VirtualGateway(_)
+                | Self::ExternalService(_)
+                | Self::AccessPolicy(_)
+        )
+    }
+
     /// A namespaced object without a namespace is in `default`, as `kubectl` has it.
     pub fn id(&self) -> ObjectId {
         let meta = self.metadata();

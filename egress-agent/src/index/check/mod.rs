@@ -4,4 +4,4 @@ mod gloo;
 mod lockdown;
 
 pub(super) use gloo::{access_policy, external_service, virtual_gateway};
-pub(super) use lockdown::lockdown;
+pub(super) use lockdown::{lockdown, without_exceptions};

@@ -31,6 +31,8 @@ use store::Store;
 use wanted::Wanted;
 use watches::Watch;
 
+use crate::index::Heritage;
+
 /// Reports that wait before followers do.
 const QUEUE: usize = 64;
 /// Reports that are taken before what they changed is handed on.
@@ -128,6 +130,12 @@ impl Kubernetes {
             unread: 0,
         };
         (source, updates)
+    }
+
+    /// Gives it what an earlier agent of this node knew: where an object can't be read, its last
+    /// good version comes from there.
+    pub fn inherit(&mut self, heritage: Heritage) {
+        self.store.inherit(heritage);
     }
 
     /// Follows it until nobody takes updates any more.

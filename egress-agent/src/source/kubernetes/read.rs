@@ -1,11 +1,13 @@
 //! From what the API server sends of one object to the object. Each is read by itself, so that one
 //! that is wrong spoils no list. What nobody here uses is dropped before it is read. Pure.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::watches::{Policy, Watch};
 use crate::api::access_policy::{AccessConfig, Authz};
+use crate::api::lockdown::{ClusterPart, GatewayAccess, Mode, OnDeny};
 use crate::api::status::GatewayStatus;
 use crate::index::{Key, Object};
 use crate::source::{Declared, SourceError};
@@ -85,7 +87,12 @@ fn declared(watch: &Watch, meta: &Value, value: &mut Value) -> Option<Box<Declar
 
 fn content(watch: &Watch, key: &Key, value: Value) -> Content {
     // Kept to fall back on: policy is small.
-    let copy = matches!(watch.kind(), "AccessPolicy").then(|| value.clone());
+    let closed = match watch.kind() {
+        "AccessPolicy" => Some(admits_nobody as fn(&Watch, Value) -> Option<Box<Object>>),
+        "EgressLockdown" => Some(without_exceptions as _),
+        _ => None,
+    };
+    let closed = closed.map(|closed| (closed, value.clone()));
     match object(watch, value) {
         Ok(object) => Content::Object(Box::new(object)),
         Err((field, reason)) => {
@@ -101,10 +108,77 @@ fn content(watch: &Watch, key: &Key, value: Value) -> Content {
                     reason,
                     ..SourceError::default()
                 },
-                closed: copy.and_then(|value| admits_nobody(watch, value)),
+                closed: closed.and_then(|(closed, value)| closed(watch, without_uid(value))),
             }
         }
     }
+}
+
+/// What stands for an object is not that object: no later agent must take it for one.
+fn without_uid(mut value: Value) -> Value {
+    if let Some(meta) = value.get_mut("metadata") {
+        remove(meta, "uid");
+    }
+    value
+}
+
+/// A lockdown that can't be read still holds the pods that it selects, and excepts nothing. What
+/// can't be read in it is taken as strictly as it could be meant.
+fn without_exceptions(watch: &Watch, mut value: Value) -> Option<Box<Object>> {
+    fn read<T: DeserializeOwned>(value: Option<&Value>) -> Option<T> {
+        T::deserialize(value?).ok()
+    }
+    let spec = value.get_mut("spec")?.as_object_mut()?;
+    let allow = spec.remove("allow");
+    spec.retain(|field, _| {
+        [
+            "namespaceSelector",
+            "podSelector",
+            "mode",
+            "auditUntil",
+            "onDeny",
+            "gatewayAccess",
+        ]
+        .contains(&field.as_str())
+    });
+    let mode = read(spec.get("mode"));
+    let until = spec.get("auditUntil");
+    let ends = read::<Time>(until).is_some();
+    if mode.is_none() || mode == Some(Mode::Audit) && until.is_some() && !ends {
+        spec.insert("mode".to_owned(), json!(Mode::Enforce));
+    }
+    if mode != Some(Mode::Audit) || !ends {
+        spec.remove("auditUntil");
+    }
+    if read::<OnDeny>(spec.get("onDeny")).is_none() {
+        spec.remove("onDeny");
+    }
+    if spec.contains_key("gatewayAccess")
+        && read::<GatewayAccess>(spec.get("gatewayAccess")).is_none()
+    {
+        spec.insert("gatewayAccess".to_owned(), json!(GatewayAccess::Policy));
+    }
+    // What is not there has its default; what is there and can't be read allows nothing.
+    if let Some(allow) = allow {
+        let cluster = match allow.get("cluster") {
+            None if allow.is_object() => None,
+            given => Some(read::<Vec<ClusterPart>>(given).unwrap_or_default()),
+        };
+        let dns = match allow.get("dns") {
+            None if allow.is_object() => None,
+            Some(Value::Object(dns)) if !dns.contains_key("cluster") => None,
+            given => Some(read::<bool>(given.and_then(|dns| dns.get("cluster"))).unwrap_or(false)),
+        };
+        let mut closed = json!({});
+        if let Some(cluster) = cluster {
+            closed["cluster"] = json!(cluster);
+        }
+        if let Some(dns) = dns {
+            closed["dns"] = json!({ "cluster": dns });
+        }
+        spec.insert("allow".to_owned(), closed);
+    }
+    object(watch, value).ok().map(Box::new)
 }
 
 /// A policy that can't be read still closes the destinations that it names.
@@ -295,7 +369,56 @@ mod tests {
         };
         assert_eq!(error.object, "EgressLockdown/all");
         assert_eq!(error.field, "spec.allow.cidrs[0].cidr");
-        assert!(closed.is_none());
+        assert!(closed.is_some());
+    }
+
+    /// What stands for a lockdown that can't be read.
+    fn closed(spec: &Value) -> Option<Value> {
+        let value = json!({ "metadata": { "name": "all", "uid": "u" }, "spec": spec });
+        let item = read(&Watch::Own(Policy::EgressLockdown), value).expect("a name");
+        let Content::Wrong { closed, .. } = item.content else {
+            panic!("{spec} can be read");
+        };
+        let Object::EgressLockdown(closed) = *closed? else {
+            panic!("it is a lockdown");
+        };
+        assert_eq!(closed.metadata.uid, None, "it is not the object");
+        Some(serde_json::to_value(closed.spec).expect("plain data"))
+    }
+
+    #[test]
+    fn a_lockdown_that_cannot_be_read_holds_its_pods_without_exceptions() {
+        let stands = closed(&json!({
+            "mode": "Audit", "podSelector": { "matchLabels": { "app": "web" } },
+            "allow": { "cluster": ["Pods"], "everything": true, "cidrs": [{ "cidr": "0.0.0.0/0" }] },
+        }));
+        let stands = stands.expect("its selectors can be read");
+        assert_eq!(stands["mode"], "Audit");
+        assert_eq!(stands["podSelector"]["matchLabels"]["app"], "web");
+        assert_eq!(stands["allow"]["cluster"], json!(["Pods"]));
+        assert_eq!(stands["allow"]["cidrs"], json!([]));
+        let strict = closed(&json!({
+            "mode": "Sometimes", "onDeny": 3, "gatewayAccess": "Some",
+            "allow": { "cluster": ["Everything"], "dns": { "cluster": 1 } },
+        }));
+        let strict = strict.expect("it selects all");
+        assert_eq!(strict["mode"], "Enforce");
+        assert_eq!(strict["gatewayAccess"], "Policy");
+        assert_eq!(strict["allow"]["cluster"], json!([]));
+        assert_eq!(strict["allow"]["dns"]["cluster"], false);
+        for (spec, mode) in [
+            (json!({ "mode": "Audit", "auditUntil": "soon" }), "Enforce"),
+            (json!({ "mode": "Off", "auditUntil": "soon" }), "Off"),
+            (
+                json!({ "mode": "Audit", "auditUntil": "2027-01-01T00:00:00Z", "x": 1 }),
+                "Audit",
+            ),
+        ] {
+            let stands = closed(&spec).expect("it selects all");
+            assert_eq!(stands["mode"], mode, "{spec}");
+        }
+        let unknown = json!({ "mode": "Enforce", "podSelector": { "matchNames": ["a"] } });
+        assert_eq!(closed(&unknown), None, "which pods can't be said");
     }
 
     #[test]

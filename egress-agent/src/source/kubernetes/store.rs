@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::read::{Content, Item};
 use super::watches::{Policy, Watch};
-use crate::index::{Key, Labels, Object, ObjectId};
+use crate::index::{Heritage, Key, Labels, Object, ObjectId};
 use crate::source::{AllDeclared, Declared, SourceError};
 
 /// Objects by watch, and what has changed since it was last asked.
@@ -22,6 +22,7 @@ pub struct Store {
     news: bool,
     /// Something that is told of policy beside its contents is different.
     declared_news: bool,
+    heritage: Heritage,
 }
 
 /// What one watch says of one object.
@@ -50,6 +51,11 @@ pub struct Changes {
 }
 
 impl Store {
+    /// Gives it what an earlier agent knew of policy.
+    pub fn inherit(&mut self, heritage: Heritage) {
+        self.heritage = heritage;
+    }
+
     /// All that there is by this watch.
     pub fn listed(&mut self, watch: &Watch, items: Vec<Item>) {
         let known = self.watches.entry(watch.clone()).or_default();
@@ -88,22 +94,30 @@ impl Store {
         if let (Some(declared), Content::Wrong { error, .. }) = (&mut declared, &content) {
             declared.unreadable = Some((error.field.clone(), error.reason.clone()));
         }
+        let uid = declared.as_ref().map(|declared| declared.uid.clone());
         self.declared_news |= claim.declared != declared;
         claim.declared = declared;
+        let id = watch.id(&key);
         let object = match content {
             Content::Present => return,
             Content::Object(object) => {
                 claim.good = true;
+                self.heritage.forget(&id);
                 self.news |= self.wrong.remove(&(watch.clone(), key.clone())).is_some();
                 Some(object)
             }
             Content::Wrong { error, closed } => {
+                let inherited = match &uid {
+                    Some(uid) if !claim.good => self.heritage.take(&id, uid),
+                    _ => None,
+                };
                 let good = claim.good;
+                claim.good |= inherited.is_some();
                 let before = self
                     .wrong
                     .insert((watch.clone(), key.clone()), error.clone());
                 self.news |= before != Some(error);
-                closed.filter(|_| !good)
+                inherited.map(Box::new).or(closed.filter(|_| !good))
             }
         };
         let Some(object) = object else { return };
@@ -143,11 +157,8 @@ impl Store {
         if matches!(watch, Watch::Definition(_)) {
             return;
         }
-        let id = ObjectId {
-            kind: watch.kind(),
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-        };
+        let id = watch.id(key);
+        self.heritage.forget(&id);
         let rival = self.rivals(watch, key).next();
         let rival = rival.map(|(other, claim)| (other.clone(), claim.object.clone()));
         match rival {
@@ -226,12 +237,7 @@ impl Store {
                 let Some(declared) = &claim.declared else {
                     continue;
                 };
-                let id = ObjectId {
-                    kind: watch.kind(),
-                    namespace: key.namespace.clone(),
-                    name: key.name.clone(),
-                };
-                match all.entry(id) {
+                match all.entry(watch.id(key)) {
                     Entry::Vacant(entry) => _ = entry.insert((**declared).clone()),
                     Entry::Occupied(mut entry) => {
                         let (first, second) = (entry.get_mut(), (**declared).clone());
@@ -312,6 +318,8 @@ mod tests {
 
     use super::super::read::read;
     use super::*;
+    use crate::api::lockdown::Mode;
+    use crate::index::Index;
 
     const OWN: Watch = Watch::Own(Policy::ExternalService);
     const GLOO: Watch = Watch::Gloo(Policy::ExternalService);
@@ -401,8 +409,8 @@ mod tests {
         let mut store = Store::default();
         store.applied(&watch, lockdown(1, "Sometimes"));
         let changes = store.take().expect("it is told");
-        assert_eq!((changes.objects.len(), changes.problems.len()), (0, 1));
-        assert_eq!(changes.unread, 1, "nothing stands for it");
+        assert_eq!((changes.objects.len(), changes.problems.len()), (1, 1));
+        assert_eq!(changes.unread, 1, "no version of it is known");
         store.applied(&watch, lockdown(2, "Enforce"));
         let changes = store.take().expect("it is good");
         assert_eq!((changes.objects.len(), changes.problems.len()), (1, 0));
@@ -413,6 +421,38 @@ mod tests {
         store.listed(&watch, vec![]);
         let changes = store.take().expect("it is gone");
         assert_eq!((changes.objects.len(), changes.problems.len()), (1, 0));
+    }
+
+    #[test]
+    fn an_inherited_version_stands_for_what_cannot_be_read() {
+        let watch = Watch::Own(Policy::EgressLockdown);
+        let lockdown = |version: u64, mode: &str| {
+            let value = json!({
+                "metadata": { "name": "all", "uid": "u", "resourceVersion": version.to_string() },
+                "spec": { "mode": mode },
+            });
+            read(&watch, value).expect("a name")
+        };
+        let mut first = Store::default();
+        first.applied(&watch, lockdown(1, "Enforce"));
+        let mut index = Index::default();
+        for object in first.take().expect("it is good").objects.into_values() {
+            index.apply(object.expect("it is there"));
+        }
+        let mut store = Store::default();
+        store.inherit(Heritage::read(&index.bequeath()));
+        store.applied(&watch, lockdown(2, "Sometimes"));
+        let changes = store.take().expect("it is told");
+        assert_eq!((changes.problems.len(), changes.unread), (1, 0));
+        let Some(Some(Object::EgressLockdown(stands))) = changes.objects.into_values().next()
+        else {
+            panic!("nothing stands for it");
+        };
+        assert_eq!(stands.spec.mode, Mode::Enforce);
+        assert_eq!(stands.metadata.uid.as_deref(), Some("u"));
+        store.applied(&watch, lockdown(3, "Never"));
+        let changes = store.take().expect("it is told");
+        assert_eq!((changes.objects.len(), changes.unread), (0, 0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::api::{GLOO_NETWORKING_GROUP, GLOO_SECURITY_GROUP, GROUP, VERSION};
-use crate::index::Labels;
+use crate::index::{Key, Labels, ObjectId};
 
 /// Gloo Mesh's version of its kinds.
 const GLOO_VERSION: &str = "v2";
@@ -150,6 +150,15 @@ impl Watch {
             Self::EndpointSlices => "EndpointSlice",
             Self::OwnPods | Self::GatewayPods { .. } | Self::OtherPods => "Pod",
             Self::Own(policy) | Self::Gloo(policy) => policy.kind(),
+        }
+    }
+
+    /// An object that it tells of.
+    pub fn id(&self, key: &Key) -> ObjectId {
+        ObjectId {
+            kind: self.kind(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
         }
     }
 
