@@ -127,6 +127,10 @@ pub const CASES: &[Case] = &[
         "a lockdown with an unknown field: the last good version stands",
     ),
     case("bad-object-status", "its status says why it is refused"),
+    case(
+        "bad-object-restart",
+        "an agent that starts meanwhile holds what the last one held",
+    ),
     case("bad-object-mended", "once it is mended it holds"),
     case("uninstall", "no program, pin or taint is left on any node"),
     case("uninstall-open", "what was held reaches the outside again"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use serde_json::{Value, json};
 
 use crate::cmd::{Cmd, find_program, say};
 use crate::workspace::Workspace;
@@ -18,6 +19,17 @@ pub enum Cni {
     Kindnet,
     Calico,
     Cilium,
+}
+
+impl Cni {
+    /// Values of the chart that the cluster needs, as `deploy/kind/README.md` has them.
+    pub fn values(self) -> Value {
+        match self {
+            Self::Kindnet => Value::Null,
+            Self::Calico => json!({ "podCIDRs": ["192.168.0.0/16", "fd00:10:244::/56"] }),
+            Self::Cilium => json!({ "podCIDRs": ["10.244.0.0/16", "fd00:10:244::/56"] }),
+        }
+    }
 }
 
 impl fmt::Display for Cni {
@@ -43,9 +55,18 @@ impl Kind {
     pub fn create(
         workspace: &Workspace,
         cni: Cni,
+        manifest: Option<&Path>,
         archives: &[PathBuf],
         keep: bool,
     ) -> Result<Self> {
+        match manifest {
+            None if cni != Cni::Kindnet => bail!(
+                "kind does not bring {cni} along: give its manifest with --cni-manifest \
+                 (deploy/kind/README.md says what must be set in it)"
+            ),
+            Some(manifest) if !manifest.is_file() => bail!("there is no {}", manifest.display()),
+            _ => {}
+        }
         let Some(program) = find_program("kind") else {
             bail!(
                 "kind is not installed: `go install sigs.k8s.io/kind@latest`, or see \
@@ -83,25 +104,56 @@ impl Kind {
             create = create.args(["--wait", "3m"]);
         }
         create.run()?;
-        kind.mount_bpffs()?;
+        let engine = engine()?;
+        kind.mount_bpffs(&engine)?;
         for archive in archives {
             Cmd::new(&kind.program)
                 .args(["load", "image-archive", "--name", NAME])
                 .arg(archive)
                 .run()?;
         }
+        if let Some(manifest) = manifest {
+            kind.install(&engine, manifest)?;
+        }
         Ok(kind)
+    }
+
+    /// Applies the manifest of a CNI, and waits until it has made the nodes ready.
+    fn install(&self, engine: &str, manifest: &Path) -> Result<()> {
+        let node = format!("{NAME}-control-plane");
+        say("kind", manifest.display());
+        Cmd::new(engine)
+            .arg("cp")
+            .arg(manifest)
+            .arg(format!("{node}:/cni.yaml"))
+            .run()?;
+        // The node's own: nothing but kind and an engine is needed here.
+        let kubectl = |args: &[&str]| {
+            Cmd::new(engine)
+                .args(["exec", &node, "kubectl"])
+                .arg("--kubeconfig=/etc/kubernetes/admin.conf")
+                .args(args)
+                .run()
+        };
+        kubectl(&["apply", "--server-side", "-f", "/cni.yaml"])?;
+        kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "nodes",
+            "--all",
+            "--timeout=5m",
+        ])
+        .context("the CNI has not made the nodes ready; are its images there (--image-archive)?")
     }
 
     /// Gives each node a BPF file system of its own: kind mounts none, and with the machine's they
     /// would take each other's pins for their own.
-    fn mount_bpffs(&self) -> Result<()> {
-        let engine = std::env::var("KIND_EXPERIMENTAL_PROVIDER").unwrap_or("docker".to_owned());
+    fn mount_bpffs(&self, engine: &str) -> Result<()> {
         let nodes = Cmd::new(&self.program)
             .args(["get", "nodes", "--name", NAME])
             .output()?;
         for node in nodes.split_whitespace() {
-            Cmd::new(&engine)
+            Cmd::new(engine)
                 .args(["exec", node, "sh", "-c"])
                 .arg("mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf")
                 .run()
@@ -113,6 +165,18 @@ impl Kind {
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
+}
+
+/// The engine that kind takes: the one that it is told, or the first that is there.
+fn engine() -> Result<String> {
+    if let Ok(told) = std::env::var("KIND_EXPERIMENTAL_PROVIDER") {
+        return Ok(told);
+    }
+    ["docker", "podman", "nerdctl"]
+        .into_iter()
+        .find(|engine| find_program(engine).is_some())
+        .map(str::to_owned)
+        .context("no container engine: install Docker, Podman or nerdctl")
 }
 
 impl Drop for Kind {

@@ -1,11 +1,9 @@
 //! The verb itself: what it is told, and how it begins and ends.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::cluster::Cluster;
@@ -72,6 +70,9 @@ pub struct Args {
     /// Its network
     #[arg(long, value_enum, default_value_t = Cni::Kindnet, requires = "kind")]
     cni: Cni,
+    /// Manifest of Calico or Cilium, which kind does not bring along
+    #[arg(long, value_name = "FILE", requires = "kind")]
+    pub cni_manifest: Option<PathBuf>,
     /// Image archives for the nodes of the kind cluster
     #[arg(long, value_name = "FILE", requires = "kind")]
     pub image_archive: Vec<PathBuf>,
@@ -91,7 +92,16 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     }
     let kind = args
         .kind
-        .then(|| Kind::create(workspace, args.cni, &args.image_archive, args.keep))
+        .then(|| {
+            let manifest = args.cni_manifest.as_deref();
+            Kind::create(
+                workspace,
+                args.cni,
+                manifest,
+                &args.image_archive,
+                args.keep,
+            )
+        })
         .transpose()?;
     let kubeconfig = match &kind {
         Some(kind) => Some(kind.kubeconfig().to_owned()),
@@ -118,13 +128,12 @@ async fn suite(workspace: &Workspace, args: &Args, kubeconfig: Option<PathBuf>) 
         reference: reference.to_owned(),
         pull_policy: args.image_pull_policy.clone(),
     };
-    let mut world = World {
+    let world = World {
         release: Release::new(workspace, kubeconfig.as_deref(), context, &names.system())?,
         cluster,
         names,
         probe: image(&args.probe_image),
         gateway: image(args.gateway_image.as_ref().unwrap_or(&args.probe_image)),
-        programs_before: BTreeSet::new(),
         nodes,
     };
     say(
@@ -146,7 +155,7 @@ async fn suite(workspace: &Workspace, args: &Args, kubeconfig: Option<PathBuf>) 
 
     let mut report = Report::new(&args.only, args.output);
     let error = tokio::select! {
-        told = tokio::time::timeout(WHOLE, story::tell(&mut world, &settings, &mut report)) => {
+        told = tokio::time::timeout(WHOLE, story::tell(&world, &settings, &mut report)) => {
             match told {
                 Ok(told) => told.err(),
                 Err(_) => Some(anyhow!("not done within {} minutes", WHOLE.as_secs() / 60)),
@@ -187,7 +196,8 @@ async fn suite(workspace: &Workspace, args: &Args, kubeconfig: Option<PathBuf>) 
 
 fn settings(args: &Args) -> Result<Settings> {
     let values = match &args.values {
-        None => Value::Null,
+        // What is given with --cni has its default there, and kindnet none.
+        None => args.cni.values(),
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;

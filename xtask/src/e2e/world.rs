@@ -1,6 +1,6 @@
 //! The cluster as the cases see it: nodes, agents, what arrives outside, what `egressctl` says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -64,9 +64,6 @@ pub struct World {
     pub release: Release,
     pub probe: Image,
     pub gateway: Image,
-    /// Programs of ours that ran before anything was installed: nodes may share a kernel with
-    /// others.
-    pub programs_before: BTreeSet<u32>,
     /// Sorted by name; the cases that need one node take the first.
     pub nodes: Vec<Node>,
 }

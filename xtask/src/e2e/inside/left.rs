@@ -1,18 +1,23 @@
 //! What is left of Sallyport on a node: programs, pins, devices of the suite itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// Commands of `bpf(2)`.
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// Where the number of the program is in `struct bpf_link_info`, after type and number of the link.
+const PROGRAM_AT: usize = 8;
 /// Where the name is in `struct bpf_prog_info`, and its length.
 const NAME_AT: usize = 64;
 const NAME_LENGTH: usize = 16;
@@ -33,6 +38,9 @@ pub struct Left {
     pub programs: BTreeMap<u32, String>,
     /// Files below the pin directory.
     pub pins: Vec<String>,
+    /// Programs that pinned links hold: those are this node's, while others in the kernel may be of
+    /// another node on the same machine.
+    pub pinned: BTreeSet<u32>,
 }
 
 impl Left {
@@ -58,8 +66,59 @@ impl Args {
         let pins = pins.with_context(|| format!("cannot look into {}", root.display()))?;
         let mut programs = programs()?;
         programs.retain(|_, name| name.starts_with(OURS));
-        Ok(Left { programs, pins })
+        let mut pinned = BTreeSet::new();
+        links(&root, &mut pinned)?;
+        Ok(Left {
+            programs,
+            pins,
+            pinned,
+        })
     }
+}
+
+/// Adds the programs of all links that are pinned below a directory, if it is there.
+fn links(directory: &Path, programs: &mut BTreeSet<u32>) -> Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot look into {}", directory.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            links(&path, programs)?;
+        } else if directory.ends_with("links") {
+            match pinned(&path) {
+                Ok(link) => {
+                    let info = info(&link)?;
+                    let number = info[PROGRAM_AT..PROGRAM_AT + 4].try_into();
+                    programs.insert(u32::from_ne_bytes(number.expect("four bytes")));
+                }
+                // Its device went, and the agent has taken the pin away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot open {}", path.display()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let halves = halves(path.as_ptr().expose_provenance());
+    let fd = bpf(BPF_OBJ_GET, &mut [halves[0], halves[1], 0, 0])?;
+    // SAFETY: the kernel opened it for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// An address as two numbers of an attribute: it is 64 bits there on every machine.
+fn halves(address: usize) -> [u32; 2] {
+    let bytes = (address as u64).to_ne_bytes();
+    let half =
+        |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four of eight bytes"));
+    [half(0), half(4)]
 }
 
 /// All programs in the kernel, which nodes on the same machine share.
@@ -87,19 +146,21 @@ fn programs() -> Result<BTreeMap<u32, String>> {
 }
 
 fn name(program: &OwnedFd) -> Result<String> {
-    let mut info = [0u8; 256];
-    let fd = u32::try_from(program.as_raw_fd()).context("a file descriptor")?;
-    let length = u32::try_from(info.len()).expect("a small buffer");
-    let address = u64::try_from(info.as_mut_ptr().expose_provenance()).context("an address")?;
-    // A pointer is 64 bits in this structure on every machine.
-    let halves = address.to_ne_bytes();
-    let half =
-        |at: usize| u32::from_ne_bytes(halves[at..at + 4].try_into().expect("four of eight bytes"));
-    let mut question = [fd, length, half(0), half(4)];
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut question).context("cannot ask about a BPF program")?;
+    let info = info(program)?;
     let name = &info[NAME_AT..NAME_AT + NAME_LENGTH];
     let end = name.iter().position(|byte| *byte == 0);
     Ok(String::from_utf8_lossy(&name[..end.unwrap_or(NAME_LENGTH)]).into_owned())
+}
+
+/// The beginning of what the kernel tells of a program or link.
+fn info(object: &OwnedFd) -> Result<[u8; 256]> {
+    let mut info = [0u8; 256];
+    let fd = u32::try_from(object.as_raw_fd()).context("a file descriptor")?;
+    let length = u32::try_from(info.len()).expect("a small buffer");
+    let halves = halves(info.as_mut_ptr().expose_provenance());
+    let mut question = [fd, length, halves[0], halves[1]];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut question).context("cannot ask about a BPF object")?;
+    Ok(info)
 }
 
 /// `bpf(2)` with as much of its union as the command reads; the kernel takes the rest as zeroes.

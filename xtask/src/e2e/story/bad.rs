@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::e2e::attempts::{self, cut, token};
 use crate::e2e::cluster::{Seen, until};
-use crate::e2e::objects;
+use crate::e2e::objects::{self, Container, PodOf};
 use crate::e2e::report::{Finding, Report};
 use crate::e2e::world::World;
 use crate::node::plan;
@@ -23,6 +23,7 @@ const FIELD: &str = "everything";
 pub(super) async fn cases(world: &World, report: &mut Report) {
     report.case("bad-object", refused(world)).await;
     report.case("bad-object-status", status(world)).await;
+    report.case("bad-object-restart", restarted(world)).await;
     report.case("bad-object-mended", mended(world)).await;
 }
 
@@ -37,11 +38,11 @@ async fn refused(world: &World) -> Result<Finding> {
         ));
     }
     sleep(SEEN).await;
-    let seen = datagram(world, "bad-object").await?;
+    let seen = datagram(world, "bad-object", "reviews").await?;
     Ok(cut(&seen, "not-allowed"))
 }
 
-async fn datagram(world: &World, case: &str) -> Result<attempts::Observation> {
+async fn datagram(world: &World, case: &str, pod: &str) -> Result<attempts::Observation> {
     let token = token(case);
     let to = format!("{}:{}", plan::OUTSIDE.v4, plan::OUTSIDE_UDP);
     let args = [
@@ -55,7 +56,7 @@ async fn datagram(world: &World, case: &str) -> Result<attempts::Observation> {
         "1500",
     ]
     .map(str::to_owned);
-    attempts::observe(world, world.node(), &world.held("reviews"), &args, &token).await
+    attempts::observe(world, world.node(), &world.held(pod), &args, &token).await
 }
 
 async fn status(world: &World) -> Result<Finding> {
@@ -86,6 +87,23 @@ fn refusal(object: &Value) -> Option<String> {
         .then(|| accepted["message"].as_str().unwrap_or_default().to_owned())
 }
 
+/// An agent that starts with it becomes Ready, and holds what the one before it held; a pod that is
+/// new to it too.
+async fn restarted(world: &World) -> Result<Finding> {
+    let told = super::restart::delete(world).await?;
+    let old = datagram(world, "bad-object-restart", "reviews").await?;
+    let idle = Container::attacker(&world.probe, &["pause"]).value();
+    let held = world.names.held();
+    let pod = PodOf::plain(&world.names, &held, "late", world.node(), vec![idle]).value();
+    world.start(&pod, false).await?;
+    let new = datagram(world, "bad-object-restart", "late").await?;
+    let ok = [&old, &new]
+        .into_iter()
+        .all(|seen| matches!(cut(seen, "not-allowed"), Finding::Seen { ok: true, .. }));
+    let seen = format!("before it {}, after it {}", old.seen(), new.seen());
+    Ok(Finding::because(ok, seen, told))
+}
+
 /// A new version with an exception is taken, and taken back.
 async fn mended(world: &World) -> Result<Finding> {
     let cidr = format!("{}/32", plan::OUTSIDE.v4);
@@ -94,10 +112,10 @@ async fn mended(world: &World) -> Result<Finding> {
     let mended = objects::lockdown(&world.names, "Enforce", &allow);
     world.cluster.apply(&mended).await?;
     world.wait_for_mode("Enforce").await?;
-    let open = datagram(world, "bad-object-mended").await?;
+    let open = datagram(world, "bad-object-mended", "reviews").await?;
     super::set_mode(world, "Enforce").await?;
     sleep(SEEN).await;
-    let closed = datagram(world, "bad-object-mended").await?;
+    let closed = datagram(world, "bad-object-mended", "reviews").await?;
     let ok = open.arrived > 0
         && open.answer.answered()
         && matches!(cut(&closed, "not-allowed"), Finding::Seen { ok: true, .. });

@@ -1,6 +1,5 @@
 //! What must be there before anything, and the chart.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,7 +14,7 @@ use crate::e2e::world::World;
 /// Until every node's pod of a `DaemonSet` is Ready.
 const ROLL_OUT: Duration = Duration::from_mins(4);
 
-pub(super) async fn prepare(world: &mut World) -> Result<()> {
+pub(super) async fn prepare(world: &World) -> Result<()> {
     let names = &world.names;
     for name in names.namespaces() {
         world
@@ -40,11 +39,6 @@ pub(super) async fn prepare(world: &mut World) -> Result<()> {
     world
         .wait_for_daemon_set(&names.outside(), objects::HELPER, ROLL_OUT)
         .await?;
-    let mut before = BTreeSet::new();
-    for node in &world.nodes {
-        before.extend(world.left(&node.name).await?.programs.into_keys());
-    }
-    world.programs_before = before;
     Ok(())
 }
 

@@ -42,13 +42,12 @@ impl Settings {
 }
 
 /// Tells it all. An error is one that leaves no sense in going on.
-pub async fn tell(world: &mut World, settings: &Settings, report: &mut Report) -> Result<()> {
+pub async fn tell(world: &World, settings: &Settings, report: &mut Report) -> Result<()> {
     say(
         "e2e",
         "namespaces, certificates, an outside host on each node",
     );
     install::prepare(world).await?;
-    let world = &*world;
     say("e2e", "the chart");
     install::install(world, settings, report).await?;
     if !report.wants(AFTER_INSTALL) {

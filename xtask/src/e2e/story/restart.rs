@@ -105,7 +105,8 @@ fn uid(pod: &Value) -> Result<&str> {
     pod["metadata"]["uid"].as_str().context("a pod without UID")
 }
 
-async fn delete(world: &World) -> Result<String> {
+/// Another pod takes the agent's place, and is Ready.
+pub(super) async fn delete(world: &World) -> Result<String> {
     let agent = world.agent(world.node()).await?;
     let name = agent["metadata"]["name"].as_str().unwrap_or_default();
     let namespace = world.names.system();

@@ -81,21 +81,15 @@ async fn init(world: &World) -> Result<Finding> {
 async fn ephemeral(world: &World) -> Result<Finding> {
     let token = token("bypass-ephemeral-container");
     let (held, node) = (world.names.held(), world.node());
-    let place = world.held("ratings");
+    // Others have forged the address of `ratings`, and the outside has answered to it: whatever goes
+    // back there by the same ports is a reply.
+    let pod = super::pods::client(0);
+    let place = world.held(&pod);
     let mark = world.mark(node).await?;
     let container = sender(world, "debugger", &token, true).value();
     world.cluster.add_ephemeral(&place, &container).await?;
-    let (sent, refused) = said(world, &Place::new(&held, "ratings", "debugger")).await?;
-    finish(
-        world,
-        mark,
-        &token,
-        &held,
-        &["ratings".into()],
-        sent,
-        refused,
-    )
-    .await
+    let (sent, refused) = said(world, &Place::new(&held, &pod, "debugger")).await?;
+    finish(world, mark, &token, &held, &[pod], sent, refused).await
 }
 
 /// As many pods as are asked for, all at once.

@@ -1,5 +1,6 @@
 //! The end: nothing of Sallyport stays.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -27,6 +28,13 @@ pub(super) async fn cases(world: &World, settings: &Settings, report: &mut Repor
 }
 
 async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
+    let mut programs = Vec::new();
+    for node in &world.nodes {
+        programs.push(world.left(&node.name).await?.pinned);
+    }
+    if programs.iter().any(BTreeSet::is_empty) {
+        return Ok(Finding::new(false, "a node had no programs to take off"));
+    }
     take_off(world, settings).await?;
     let mut left = Vec::new();
     for node in world.cluster.list("Node", "", "").await? {
@@ -35,11 +43,10 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
             left.push(format!("{} has the taint {TAINT}", node.name));
         }
     }
-    for node in &world.nodes {
+    for (node, programs) in world.nodes.iter().zip(&programs) {
         let clean = until(&node.name, FREED, || async {
             let mut found = world.left(&node.name).await?;
-            let before = &world.programs_before;
-            found.programs.retain(|id, _| !before.contains(id));
+            found.programs.retain(|id, _| programs.contains(id));
             let what: Vec<String> = found
                 .programs
                 .values()
@@ -57,7 +64,8 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
         }
     }
     let seen = if left.is_empty() {
-        format!("{} nodes are clean", world.nodes.len())
+        let gone: usize = programs.iter().map(BTreeSet::len).sum();
+        format!("{} nodes are clean of {gone} programs", world.nodes.len())
     } else {
         left.join("; ")
     };
