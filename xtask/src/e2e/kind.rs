@@ -113,37 +113,9 @@ impl Kind {
                 .run()?;
         }
         if let Some(manifest) = manifest {
-            kind.install(&engine, manifest)?;
+            install_cni(&engine, manifest)?;
         }
         Ok(kind)
-    }
-
-    /// Applies the manifest of a CNI, and waits until it has made the nodes ready.
-    fn install(&self, engine: &str, manifest: &Path) -> Result<()> {
-        let node = format!("{NAME}-control-plane");
-        say("kind", manifest.display());
-        Cmd::new(engine)
-            .arg("cp")
-            .arg(manifest)
-            .arg(format!("{node}:/cni.yaml"))
-            .run()?;
-        // The node's own: nothing but kind and an engine is needed here.
-        let kubectl = |args: &[&str]| {
-            Cmd::new(engine)
-                .args(["exec", &node, "kubectl"])
-                .arg("--kubeconfig=/etc/kubernetes/admin.conf")
-                .args(args)
-                .run()
-        };
-        kubectl(&["apply", "--server-side", "-f", "/cni.yaml"])?;
-        kubectl(&[
-            "wait",
-            "--for=condition=Ready",
-            "nodes",
-            "--all",
-            "--timeout=5m",
-        ])
-        .context("the CNI has not made the nodes ready; are its images there (--image-archive)?")
     }
 
     /// Gives each node a BPF file system of its own: kind mounts none, and with the machine's they
@@ -165,6 +137,34 @@ impl Kind {
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
+}
+
+/// Applies the manifest of a CNI, and waits until it has made the nodes ready.
+fn install_cni(engine: &str, manifest: &Path) -> Result<()> {
+    let node = format!("{NAME}-control-plane");
+    say("kind", manifest.display());
+    Cmd::new(engine)
+        .arg("cp")
+        .arg(manifest)
+        .arg(format!("{node}:/cni.yaml"))
+        .run()?;
+    // The node's own: nothing but kind and an engine is needed here.
+    let kubectl = |args: &[&str]| {
+        Cmd::new(engine)
+            .args(["exec", &node, "kubectl"])
+            .arg("--kubeconfig=/etc/kubernetes/admin.conf")
+            .args(args)
+            .run()
+    };
+    kubectl(&["apply", "--server-side", "-f", "/cni.yaml"])?;
+    kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "nodes",
+        "--all",
+        "--timeout=5m",
+    ])
+    .context("the CNI has not made the nodes ready; are its images there (--image-archive)?")
 }
 
 /// The engine that kind takes: the one that it is told, or the first that is there.
