@@ -4,6 +4,7 @@
 //! and how it is written a third ([`output`]); only the first touches the kernel.
 
 mod agent;
+mod audit;
 mod cells;
 mod cgroups;
 mod dump;
@@ -11,6 +12,7 @@ mod dump_node;
 mod event_text;
 mod events;
 mod explain;
+mod input;
 mod maps;
 pub mod output;
 mod pods;
@@ -43,7 +45,8 @@ UTC. What has no name is printed as a number, a wildcard as ANY.
 
 Exit status: 0 all is well; 1 an error, said on stderr; 2 (status only) a held pod is uncovered or
 a hook is missing; explain: 0 allowed, 3 denied, 4 something that decides could not be asked; render
-istio: 3 something could not be rendered as it is written.";
+istio: 3 something could not be rendered as it is written; audit: 5 something weakens the promise and
+the kernel does not make up for it.";
 
 /// Look at what Sallyport holds on this node.
 #[derive(Debug, Parser)]
@@ -100,6 +103,8 @@ enum Command {
     Events(events::Args),
     /// Whether a pod may reach something: who decides, by which rule, and what to change
     Explain(explain::Args),
+    /// What weakens the promise among a cluster's objects, and whether the kernel makes up for it
+    Audit(audit::Args),
     /// Configuration for others, made from policy
     #[command(subcommand)]
     Render(render::Command),
@@ -195,6 +200,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Events(args) => events::run(globals, args)?,
         Command::Explain(args) => return explain::run(globals, args),
+        Command::Audit(args) => return audit::run(globals, args),
         Command::Render(command) => return render::run(command),
         Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }

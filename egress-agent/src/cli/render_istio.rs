@@ -1,35 +1,22 @@
 //! `render istio`: the policy of files as Istio's own objects.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
+use super::input::Input;
 use crate::agent::Outbound;
 use crate::gateway::{GatewayObjects, compile, from_index, istio};
-use crate::index::Index;
-use crate::source::{Files, Snapshot, YamlDir};
 
 /// Something could not be rendered as it is written.
 const REFUSED: u8 = 3;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
-    /// Files with objects, as `kubectl get -o yaml` prints them; `-` is stdin. Service accounts,
-    /// which clients are selected from, belong to them
-    #[arg(value_name = "FILE", required_unless_present = "state_dir")]
-    files: Vec<PathBuf>,
-    /// Directory that the agent reads objects from
-    #[arg(
-        long,
-        env = "SALLYPORT_STATE_DIR",
-        value_name = "DIR",
-        conflicts_with = "files"
-    )]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    input: Input,
     /// SPIFFE trust domain of the clients
     #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
@@ -74,7 +61,7 @@ pub(super) struct Args {
 
 /// Writes the objects to stdout, and what could not be done as written to stderr.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let index = read(args)?;
+    let (_, index) = args.input.read()?;
     let objects = from_index::objects(
         &index,
         &args.trust_domain,
@@ -100,39 +87,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::from(REFUSED)
     })
-}
-
-fn read(args: &Args) -> Result<Index> {
-    let snapshot = if let Some(directory) = &args.state_dir {
-        let (_, snapshot) = YamlDir::open(directory)?;
-        let snapshot = snapshot.borrow();
-        Snapshot::clone(&snapshot)
-    } else {
-        let mut readings = BTreeMap::new();
-        for path in &args.files {
-            let text = if path.as_os_str() == "-" {
-                let mut text = String::new();
-                io::stdin().read_to_string(&mut text).map(|_| text)
-            } else {
-                std::fs::read_to_string(path)
-            };
-            let text = text.with_context(|| format!("can't read {}", path.display()))?;
-            readings.insert(path.clone(), Ok(text));
-        }
-        let mut files = Files::default();
-        files.update(readings);
-        files.snapshot()
-    };
-    // Half of the objects would say something else than all.
-    if let Some(problem) = snapshot.problems.first() {
-        bail!("{problem}");
-    }
-    let mut index = Index::default();
-    index.reset(snapshot.objects.clone());
-    if let Some(problem) = index.problems().next() {
-        bail!("{problem}");
-    }
-    Ok(index)
 }
 
 fn native(args: &Args, objects: &GatewayObjects<'_>) -> Result<(String, Vec<String>)> {

@@ -1,0 +1,62 @@
+//! Objects from files, for commands that need no node.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::index::{Index, Object};
+use crate::source::{Files, Snapshot, YamlDir};
+
+/// Where objects come from.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Input {
+    /// Files with objects, as `kubectl get -o yaml` prints them; `-` is stdin
+    #[arg(value_name = "FILE", required_unless_present = "state_dir")]
+    files: Vec<PathBuf>,
+    /// Directory that the agent reads objects from
+    #[arg(
+        long,
+        env = "SALLYPORT_STATE_DIR",
+        value_name = "DIR",
+        conflicts_with = "files"
+    )]
+    state_dir: Option<PathBuf>,
+}
+
+impl Input {
+    /// All of them; that one can't be read is an error, since half of the objects would say
+    /// something else than all.
+    pub fn read(&self) -> Result<(Vec<Object>, Index)> {
+        let snapshot = if let Some(directory) = &self.state_dir {
+            let (_, snapshot) = YamlDir::open(directory)?;
+            let snapshot = snapshot.borrow();
+            Snapshot::clone(&snapshot)
+        } else {
+            let mut readings = BTreeMap::new();
+            for path in &self.files {
+                let text = if path.as_os_str() == "-" {
+                    let mut text = String::new();
+                    io::stdin().read_to_string(&mut text).map(|_| text)
+                } else {
+                    std::fs::read_to_string(path)
+                };
+                let text = text.with_context(|| format!("can't read {}", path.display()))?;
+                readings.insert(path.clone(), Ok(text));
+            }
+            let mut files = Files::default();
+            files.update(readings);
+            files.snapshot()
+        };
+        if let Some(problem) = snapshot.problems.first() {
+            bail!("{problem}");
+        }
+        let mut index = Index::default();
+        index.reset(snapshot.objects.clone());
+        if let Some(problem) = index.problems().next() {
+            bail!("{problem}");
+        }
+        Ok((snapshot.objects, index))
+    }
+}
