@@ -23,6 +23,7 @@ const PATTERNS: [&str; 6] = [
     "*.b.x.test",
     "y.test",
 ];
+const ALLOWED_PATHS: [&str; 6] = ["/v2", "/v1/a", "/v1/*", "*.json", "*", "/v1/a%20b"];
 const ACCOUNTS: [&str; 3] = ["productpage", "reviews", "ratings"];
 
 /// `SplitMix64`: small, and the same everywhere.
@@ -78,46 +79,46 @@ fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("a spec")
 }
 
+/// What a world is about: what is rare by chance gets worlds of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    Anything,
+    Headers,
+    Paths,
+    /// A host that admits nobody, and no other.
+    Nobody,
+    /// An open host that would admit nobody.
+    Trial,
+    /// A name that is passed on below a wildcard that is.
+    Names,
+}
+
 impl World {
     /// Objects for a gateway with the same hosts on these ports.
-    pub fn generate(chance: &mut Chance, name: &str, ports: &[u16]) -> Self {
-        let exposed = if chance.one_in(2) {
+    pub fn generate(chance: &mut Chance, about: About, name: &str, ports: &[u16]) -> Self {
+        let exposed = if about != About::Anything || chance.one_in(2) {
             vec!["*".to_owned()]
         } else {
             chance.some(&PATTERNS, 2, 5)
         };
-        let exposed: Vec<Value> = exposed.iter().map(|host| json!({ "host": host })).collect();
-        let listeners: Vec<Value> = ports
-            .iter()
-            .map(|port| {
-                json!({ "port": { "number": port }, "tls": { "mode": "ISTIO_MUTUAL" },
-                        "exposedExternalServices": exposed })
-            })
-            .collect();
-        let services = 2 + chance.below(3);
-        let policies = chance.below(4);
+        let listener = |port: u16, exposed: &[String]| {
+            let exposed: Vec<Value> = exposed.iter().map(|host| json!({ "host": host })).collect();
+            json!({ "port": { "number": port }, "tls": { "mode": "ISTIO_MUTUAL" },
+                    "exposedExternalServices": exposed })
+        };
+        let mut listeners: Vec<Value> =
+            ports.iter().map(|&port| listener(port, &exposed)).collect();
+        // Nobody asks there; its rules must hold nowhere else.
+        listeners.push(listener(1, &["*".to_owned()]));
+        let (services, policies) = about.objects(chance);
         Self {
             id: ObjectName::new("istio-egress", name),
             gateway: read(json!({
                 "workloads": [{ "selector": { "labels": { "istio": name } } }],
                 "listeners": listeners,
             })),
-            services: (0..services)
-                .map(|at| {
-                    (
-                        ObjectName::new("global", &format!("s{at}")),
-                        read(service(chance)),
-                    )
-                })
-                .collect(),
-            policies: (0..policies)
-                .map(|at| {
-                    (
-                        ObjectName::new("istio-egress", &format!("p{at}")),
-                        read(policy(chance)),
-                    )
-                })
-                .collect(),
+            services: named("global", "s", services),
+            policies: named("istio-egress", "p", policies),
         }
     }
 
@@ -144,6 +145,72 @@ impl World {
                 .collect(),
         }
     }
+}
+
+fn named<S: serde::de::DeserializeOwned>(
+    namespace: &str,
+    prefix: &str,
+    specs: Vec<Value>,
+) -> Vec<(ObjectName, S)> {
+    let name = |at| ObjectName::new(namespace, &format!("{prefix}{at}"));
+    let specs = specs.into_iter().enumerate();
+    specs.map(|(at, spec)| (name(at), read(spec))).collect()
+}
+
+impl About {
+    /// External services and access policies.
+    fn objects(self, chance: &mut Chance) -> (Vec<Value>, Vec<Value>) {
+        let one = |entries: &[Value]| (vec![requests("a.x.test")], vec![policy_for("s0", entries)]);
+        let ghost = json!([{ "serviceAccountSelector": { "name": "ghost" } }]);
+        match self {
+            Self::Anything => {
+                let (services, policies) = (2 + chance.below(3), chance.below(4));
+                let services = (0..services).map(|_| service(chance)).collect();
+                (services, (0..policies).map(|_| policy(chance)).collect())
+            }
+            Self::Headers => {
+                let refused = json!({ "headers": { "x-team": header(chance, true) } });
+                let other = json!({ "headers": { "x-team": header(chance, false) } });
+                one(&[
+                    json!({ "match": { "request": refused } }),
+                    json!({ "match": { "request": other }, "allowedMethods": ["POST"] }),
+                ])
+            }
+            Self::Paths => one(&[
+                json!({ "allowedPaths": chance.some(&ALLOWED_PATHS, 1, 2) }),
+                json!({ "allowedPaths": ["*"], "allowedMethods": ["POST"] }),
+            ]),
+            Self::Nobody => one(&[json!({ "allowedClients": ghost })]),
+            Self::Trial => one(&[json!({ "allowedClients": ghost, "dryRun": true })]),
+            Self::Names => {
+                let account =
+                    json!({ "serviceAccountSelector": { "name": chance.pick(&ACCOUNTS) } });
+                let services = vec![passed_on("b.x.test"), passed_on("*.x.test")];
+                (
+                    services,
+                    vec![policy_for("s0", &[json!({ "allowedClients": [account] })])],
+                )
+            }
+        }
+    }
+}
+
+fn requests(host: &str) -> Value {
+    let port = json!({ "number": 443, "protocol": "HTTPS", "clientsideTls": {},
+                       "egressGatewayRoutes": { "portMatch": 80 } });
+    json!({ "hosts": [host], "ports": [port] })
+}
+
+fn passed_on(host: &str) -> Value {
+    let port = json!({ "number": 443, "protocol": "TLS", "egressGatewayRoutes": {} });
+    json!({ "hosts": [host], "ports": [port] })
+}
+
+fn policy_for(service: &str, entries: &[Value]) -> Value {
+    json!({
+        "applyToDestinations": [{ "kind": "EXTERNAL_SERVICE", "selector": { "name": service } }],
+        "config": { "authzList": entries },
+    })
 }
 
 fn declared<S>(objects: &[(ObjectName, S)]) -> Vec<Declared<'_, S>> {
@@ -217,28 +284,34 @@ fn entry(chance: &mut Chance) -> Value {
         entry["allowedMethods"] = json!(chance.some(&["GET", "POST", "OPTIONS"], 1, 2));
     }
     if chance.one_in(4) {
-        let paths = ["/v2", "/v1/a", "/v1/*", "*.json", "*", "/v1/a%20b"];
-        entry["allowedPaths"] = json!(chance.some(&paths, 1, 2));
+        entry["allowedPaths"] = json!(chance.some(&ALLOWED_PATHS, 1, 2));
     }
     if chance.one_in(4) {
         let blocks = ["127.0.0.1", "127.0.0.0/8", "10.0.0.0/8", "::1/128"];
         entry["allowedIpBlocks"] = json!(chance.some(&blocks, 1, 2));
     }
     if chance.one_in(4) {
-        let values = ["red", "blue*", "*-x", "*"];
-        let mut header = json!({});
-        if !chance.one_in(3) {
-            header["values"] = json!(chance.some(&values, 1, 2));
-        }
-        if header.get("values").is_none() || chance.one_in(3) {
-            header["notValues"] = json!(chance.some(&values, 1, 1));
-        }
+        let refuses = chance.one_in(2);
+        let header = header(chance, refuses);
         entry["match"] = json!({ "request": { "headers": { "x-team": header } } });
     }
     if chance.one_in(3) {
         entry["dryRun"] = json!(true);
     }
     entry
+}
+
+/// A condition on a header, with or without values that are refused.
+fn header(chance: &mut Chance, refuses: bool) -> Value {
+    let values = ["red", "blue*", "*-x", "*"];
+    let mut header = json!({});
+    if !refuses || chance.one_in(2) {
+        header["values"] = json!(chance.some(&values, 1, 2));
+    }
+    if refuses {
+        header["notValues"] = json!(chance.some(&values, 1, 1));
+    }
+    header
 }
 
 /// A request as a client writes it.
@@ -302,14 +375,15 @@ pub fn request(chance: &mut Chance, hosts: &[&'static str]) -> Request {
     };
     let method = *chance.pick(&METHODS);
     let star = method == "OPTIONS" && chance.one_in(4);
+    let path = if star {
+        "*"
+    } else {
+        chance.pick::<&str>(&PATHS)
+    };
     Request {
         method,
         authority,
-        path: if star {
-            "*"
-        } else {
-            chance.pick::<&str>(&PATHS)
-        },
+        path,
         headers: chance.pick::<&str>(&HEADERS),
     }
 }

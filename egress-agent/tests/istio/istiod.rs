@@ -2,7 +2,8 @@
 //! anything else panics, so that nothing is compared that was not translated.
 //!
 //! * The rules of all ALLOW policies of a workload are ORed, each a policy of one RBAC filter; with
-//!   ALLOW policies that have no rules at all the filter admits nothing.
+//!   ALLOW policies that have no rules at all the filter admits nothing; without any ALLOW policy
+//!   there is no filter.
 //! * A rule is permissions (`to`, and the conditions on ports and server names) and principals
 //!   (`from`, and the conditions on headers). One of the values of a field must hold, none of its
 //!   `not` values, and every field.
@@ -39,6 +40,12 @@ pub fn translate(policies: &[AuthorizationPolicy], tcp: bool) -> Filter {
 
 fn rbac<'a>(policies: impl Iterator<Item = &'a AuthorizationPolicy>, tcp: bool) -> Value {
     let mut translated = Map::new();
+    let mut policies = policies.peekable();
+    if policies.peek().is_none() {
+        let everything = json!([{ "any": true }]);
+        let open = json!({ "permissions": everything, "principals": everything });
+        translated.insert("no policy".to_owned(), open);
+    }
     for policy in policies {
         assert_eq!(policy.spec.action, Action::Allow);
         let metadata = &policy.metadata;
