@@ -1,16 +1,16 @@
 //! The `demo` verb: the guide's story on a node in miniature.
 
-mod agent;
-mod attempts;
-mod egressctl;
+pub mod agent;
+pub mod attempts;
+pub mod egressctl;
 mod look;
-mod manifests;
-mod programs;
+pub mod manifests;
+pub mod programs;
 mod signals;
 mod standing;
 mod story;
 mod table;
-mod world;
+pub mod world;
 
 use std::process;
 use std::time::Instant;
