@@ -245,7 +245,9 @@ impl Listener {
     }
 }
 
-/// Something in an object that can't be done as it is written.
+/// Something in an object that can't be done as it is written. Of an `index::Problem` it differs in
+/// what is refused: there the object as a whole, whose last good version stands; here the part that
+/// the field is in, which then serves and admits nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// `Kind/namespace/name`.
