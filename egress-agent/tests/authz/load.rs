@@ -52,7 +52,7 @@ async fn each_request_is_decided_by_one_state() {
     let mut tasks = tokio::task::JoinSet::new();
     for (account, from, path, expected) in ASKS {
         let leaf = world.identity(account);
-        let client = Http2::connect(&world.mesh, &leaf, from, world.ports.http).await;
+        let client = Http2::connect(&world.mesh, &leaf, World::dial(from, world.ports.http)).await;
         for _ in 0..25 {
             let (client, stop) = (client.clone(), stop.clone());
             tasks.spawn(async move {

@@ -8,6 +8,7 @@ mod certificates;
 mod client;
 mod config;
 mod connections;
+#[path = "../support/http2.rs"]
 mod http2;
 mod identity;
 mod load;

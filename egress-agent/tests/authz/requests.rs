@@ -97,7 +97,7 @@ async fn over_http2() {
     let world = tokio::task::block_in_place(World::start);
     for (account, from, authority, path, expected) in ROWS {
         let leaf = world.identity(account);
-        let client = Http2::connect(&world.mesh, &leaf, from, world.ports.http).await;
+        let client = Http2::connect(&world.mesh, &leaf, World::dial(from, world.ports.http)).await;
         let (one, two) = tokio::join!(client.get(authority, path), client.get(authority, path));
         assert_eq!(one.status, expected, "{account} {authority}{path}: {one:?}");
         assert_eq!(one.is_denied(), expected == 403, "{one:?}");

@@ -4,6 +4,9 @@ mod client;
 mod conditions;
 mod deployed;
 mod gateway;
+#[path = "../support/http2.rs"]
+#[allow(dead_code, reason = "each test crate uses its own part")]
+mod http2;
 mod live;
 mod logged;
 mod manifest;

@@ -1,8 +1,11 @@
 //! Who gets where.
 
+use std::net::TcpStream;
+
 use egress_agent::gateway::envoy::Authorization;
 
 use crate::client::Answer;
+use crate::http2::Http2;
 use crate::mesh::Authority;
 use crate::world::{BOTH, start};
 
@@ -76,6 +79,30 @@ fn the_guide_by(authorization: Authorization) {
             (&"denied".into(), &"not-admitted".into())
         );
         assert_eq!(log[1]["service"], "ExternalService/global/api");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guide_over_http2() {
+    for authorization in BOTH {
+        let (gateway, ..) = tokio::task::block_in_place(|| start(authorization));
+        for (account, host, status) in [
+            ("productpage", "api.localhost", 200),
+            ("productpage", "API.localhost:80", 200),
+            ("reviews", "api.localhost", 403),
+            ("reviews", "open.localhost:8080", 200),
+            ("productpage", "nobody.example", 403),
+        ] {
+            let stream = TcpStream::connect(("127.0.0.1", gateway.port)).expect("Envoy listens");
+            let leaf = gateway.identity(account);
+            let client = Http2::connect(&gateway.mesh, &leaf, stream).await;
+            // Requests of one connection, at once.
+            let (one, two) = tokio::join!(client.get(host, "/get"), client.get(host, "/get?x"));
+            for reply in [one, two] {
+                assert_eq!(reply.status, status, "{account} {host}: {reply:?}");
+                assert_eq!(reply.is_denied(), status == 403, "{reply:?}");
+            }
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use tokio_rustls::TlsConnector;
 use tonic::codegen::Bytes;
 
 use crate::mesh::{Authority, Leaf, client_config, provider};
-use crate::world::World;
 
 /// Takes the server's certificate for whatever server name the client asks.
 #[derive(Debug)]
@@ -120,12 +119,12 @@ impl Reply {
 }
 
 impl Http2 {
-    pub async fn connect(mesh: &Authority, leaf: &Leaf, from: &str, port: u16) -> Self {
+    /// Over a connection to the gateway.
+    pub async fn connect(mesh: &Authority, leaf: &Leaf, stream: std::net::TcpStream) -> Self {
         let mut config = client_config(mesh, Some(leaf));
         Arc::get_mut(&mut config)
             .expect("nobody else has it")
             .alpn_protocols = vec![b"h2".to_vec()];
-        let stream = World::dial(from, port);
         stream.set_nonblocking(true).expect("a socket");
         let stream = TcpStream::from_std(stream).expect("a socket");
         let name = "gateway.test".try_into().expect("a name");
