@@ -30,7 +30,7 @@ pub use options::{
     ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
     UnknownPods,
 };
-pub use run_dir::{Ready, RunDir};
+pub use run_dir::{LAST_GOOD, Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel, object};

@@ -1,6 +1,7 @@
 //! The end of enforcement on this node.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::output::{Part, Table, View};
 use super::{Globals, agent, print};
+use crate::agent::LAST_GOOD;
 use crate::datapath::pinned::{Pinned, PinnedError};
 
 /// The kernel frees programs a moment after their last user has gone.
@@ -71,7 +73,14 @@ fn uninstall(globals: &Globals, args: Args, pinned: Pinned) -> Result<()> {
         ))?;
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
-    let removed = pinned.remove()?;
+    let mut removed = pinned.remove()?;
+    // An agent that is installed later must not take up policy from before.
+    let last_good = globals.run_dir.join(LAST_GOOD);
+    match fs::remove_file(&last_good) {
+        Ok(()) => removed.push(last_good.display().to_string()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => bail!("can't remove {}: {error}", last_good.display()),
+    }
     let left = wait_until_unloaded(&programs);
     print(globals, &view(&removed))?;
     if !left.is_empty() {
