@@ -5,6 +5,7 @@ use xtask::apiserver::{definition, gloo_definitions};
 
 use super::objects::{self, NODE, gloo};
 use super::world::{Follower, cluster};
+use egress_agent::api::lockdown::Mode;
 use egress_agent::index::Key;
 
 #[tokio::test]
@@ -155,7 +156,12 @@ async fn a_wrong_object_holds_up_no_other() {
     let mut follower = Follower::new(&api).await;
     follower.until("the first state", |f| f.changes > 0).await;
     let names = |f: &Follower| f.index.lockdowns().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&follower), ["good"]);
+    assert_eq!(
+        names(&follower),
+        ["good", "wrong"],
+        "without a good version it holds what it selects"
+    );
+    assert_eq!(follower.index.lockdowns()["wrong"].mode, Mode::Enforce);
     assert_eq!(follower.problems.len(), 1);
     assert_eq!(follower.problems[0].field, "spec.mode");
     assert_eq!(follower.unread, 1, "there is no good version of it");
