@@ -46,6 +46,9 @@ pub(super) fn http2() -> Http2 {
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
+        // A gateway that begins may ask more at once than it is granted, before it hears of that:
+        // what is too much is refused, and is no reason to end the connection.
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     http2
