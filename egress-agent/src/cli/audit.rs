@@ -6,12 +6,11 @@ use anyhow::Result;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-use super::input::Input;
+use super::input::{Input, Mesh};
 use super::output::{Part, Table, View};
 use super::{Globals, print};
-use crate::agent::Outbound;
 use crate::compile::Settings;
-use crate::gateway::{compile, from_index};
+use crate::gateway::compile;
 use crate::index::Key;
 use crate::risk::{Risk, Standing, assess};
 
@@ -25,20 +24,8 @@ pub(super) struct Args {
     /// Range of pods beside those that Node objects name
     #[arg(long = "pod-cidr", value_name = "CIDR")]
     pod_cidrs: Vec<IpNet>,
-    /// SPIFFE trust domain of the clients
-    #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: String,
-    /// Name of this cluster in selectors that give one [default: every name is this cluster]
-    #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
-    cluster_name: Option<String>,
-    /// What happens to a host that no external service names
-    #[arg(
-        long,
-        env = "SALLYPORT_OUTBOUND_POLICY",
-        value_enum,
-        default_value_t = Outbound::RegistryOnly
-    )]
-    outbound_policy: Outbound,
+    #[command(flatten)]
+    mesh: Mesh,
     /// Leave out what the kernel layer makes up for
     #[arg(long)]
     open: bool,
@@ -48,13 +35,11 @@ pub(super) fn run(globals: &Globals, args: &Args) -> Result<ExitCode> {
     let (objects, index) = args.input.read()?;
     let settings = Settings {
         pod_cidrs: args.pod_cidrs.clone(),
-        cluster_name: args.cluster_name.clone(),
-        allow_any: args.outbound_policy == Outbound::AllowAny,
+        cluster_name: args.mesh.cluster_name.clone(),
+        allow_any: args.mesh.allows_any(),
         ..Settings::default()
     };
-    let outbound = args.outbound_policy.into();
-    let cluster = args.cluster_name.as_deref();
-    let declared = from_index::objects(&index, &args.trust_domain, cluster, outbound);
+    let declared = args.mesh.objects(&index);
     let (policy, _) = compile(&declared);
     let admits = |account: &Key| policy.admits(&account.namespace, &account.name);
     let mut risks = assess(&objects, &index, &settings, &admits, Timestamp::now());

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::agent::Outbound;
+use crate::gateway::{GatewayObjects, from_index};
 use crate::index::{Index, Object};
 use crate::source::{Files, Snapshot, YamlDir};
 
@@ -58,5 +60,41 @@ impl Input {
             bail!("{problem}");
         }
         Ok((snapshot.objects, index))
+    }
+}
+
+/// What the objects don't say of the mesh they are in.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Mesh {
+    /// SPIFFE trust domain of the clients
+    #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// Name of this cluster in selectors that give one [default: every name is this cluster]
+    #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// What happens to a host that no external service names
+    #[arg(
+        long,
+        env = "SALLYPORT_OUTBOUND_POLICY",
+        value_enum,
+        default_value_t = Outbound::RegistryOnly
+    )]
+    outbound_policy: Outbound,
+}
+
+impl Mesh {
+    /// What policy is compiled from.
+    pub fn objects<'a>(&self, index: &'a Index) -> GatewayObjects<'a> {
+        from_index::objects(
+            index,
+            &self.trust_domain,
+            self.cluster_name.as_deref(),
+            self.outbound_policy.into(),
+        )
+    }
+
+    /// Whether hosts that no external service names are let through.
+    pub fn allows_any(&self) -> bool {
+        self.outbound_policy == Outbound::AllowAny
     }
 }

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use super::input::Input;
-use crate::agent::Outbound;
-use crate::gateway::{GatewayObjects, compile, from_index, istio};
+use super::input::{Input, Mesh};
+use crate::gateway::{GatewayObjects, compile, istio};
 
 /// Something could not be rendered as it is written.
 const REFUSED: u8 = 3;
@@ -17,20 +16,8 @@ const REFUSED: u8 = 3;
 pub(super) struct Args {
     #[command(flatten)]
     input: Input,
-    /// SPIFFE trust domain of the clients
-    #[arg(long, env = "SALLYPORT_TRUST_DOMAIN", default_value = "cluster.local")]
-    trust_domain: String,
-    /// Name of this cluster in selectors that give one [default: every name is this cluster]
-    #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
-    cluster_name: Option<String>,
-    /// What happens to a host that no external service names
-    #[arg(
-        long,
-        env = "SALLYPORT_OUTBOUND_POLICY",
-        value_enum,
-        default_value_t = Outbound::RegistryOnly
-    )]
-    outbound_policy: Outbound,
+    #[command(flatten)]
+    mesh: Mesh,
     /// Render paths that are no whole ones, although Istio lets dot segments through that hide
     /// behind path parameters (`/v1/%2e%2e;/x` under `/v1/*`)
     #[arg(long)]
@@ -62,12 +49,7 @@ pub(super) struct Args {
 /// Writes the objects to stdout, and what could not be done as written to stderr.
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let (_, index) = args.input.read()?;
-    let objects = from_index::objects(
-        &index,
-        &args.trust_domain,
-        args.cluster_name.as_deref(),
-        args.outbound_policy.into(),
-    );
+    let objects = args.mesh.objects(&index);
     if objects.gateways.is_empty() {
         bail!("there is no VirtualGateway among the objects");
     }
