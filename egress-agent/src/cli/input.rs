@@ -14,7 +14,8 @@ use crate::source::{Files, Snapshot, YamlDir};
 /// Where objects come from.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Input {
-    /// Files with objects, as `kubectl get -o yaml` prints them; `-` is stdin
+    /// Files with objects, as `kubectl get -o yaml` prints them, service accounts included; `-` is
+    /// stdin
     #[arg(value_name = "FILE", required_unless_present = "state_dir")]
     files: Vec<PathBuf>,
     /// Directory that the agent reads objects from
