@@ -308,6 +308,7 @@ fn pod(uid: &str, digest: Option<[u8; 32]>) -> DesiredPod {
         v4: Some(Ipv4Addr::new(10, 1, 0, 2)),
         v6: None,
         host_network: false,
+        node_access: vec![],
         gateway: false,
         hold: digest.map_or(Hold::Off, |_| Hold::Enforce),
         on_deny: OnDeny::Drop,

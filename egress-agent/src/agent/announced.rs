@@ -71,7 +71,10 @@ fn standing(pod: &PodStatus, namespace_known: bool) -> Standing {
         };
     }
     let reason = match pod.coverage {
-        Coverage::Covered | Coverage::HostNetwork | Coverage::NotHeld => return Standing::Ready,
+        // What can't be held is not held by waiting either.
+        Coverage::Covered | Coverage::HostNetwork | Coverage::NodeAccess | Coverage::NotHeld => {
+            return Standing::Ready;
+        }
         Coverage::Waiting => "it has neither a process nor a device yet",
         Coverage::Uncovered => pod.reason.as_deref().unwrap_or("it is uncovered"),
     };
@@ -105,7 +108,12 @@ mod tests {
 
     #[test]
     fn a_pod_is_ready_when_its_hooks_stand_or_nothing_holds_it() {
-        for coverage in [Coverage::Covered, Coverage::HostNetwork, Coverage::NotHeld] {
+        for coverage in [
+            Coverage::Covered,
+            Coverage::HostNetwork,
+            Coverage::NodeAccess,
+            Coverage::NotHeld,
+        ] {
             let pod = status(coverage, "enforce");
             assert_eq!(standing(&pod, true), Standing::Ready);
             // Its namespace's labels may name another lockdown.

@@ -475,7 +475,7 @@ impl Core {
             }
             let (namespace, name) = (&pod.namespace, &pod.name);
             let was = before.get(pod.uid.as_str()).map(|(coverage, _)| *coverage);
-            if pod.coverage == Coverage::Uncovered {
+            if pod.coverage.is_open() {
                 let reason = pod.reason.as_deref().unwrap_or_default();
                 let note = format!("its egress is not held (mode {}): {reason}", pod.mode);
                 let notice = notice(pod, true, "EgressUncovered", note);
@@ -488,7 +488,7 @@ impl Core {
                     reason = pod.reason.as_deref().unwrap_or_default()
                 );
             } else if pod.coverage == Coverage::Covered {
-                if was == Some(Coverage::Uncovered) {
+                if was.is_some_and(Coverage::is_open) {
                     let note = "its egress is held".to_owned();
                     self.board.notice(notice(pod, false, "EgressCovered", note));
                 }

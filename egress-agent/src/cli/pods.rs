@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use egress_common::Reason;
 use egress_common::maps::{
-    Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_OFF, PodCounters, PodInfo,
+    Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS, MODE_OFF, PodCounters, PodInfo,
 };
 use serde::Serialize;
 
@@ -20,6 +20,8 @@ pub enum Coverage {
     Covered,
     /// In the node's network: the cgroup hook decides about its packets.
     HostNetwork,
+    /// Its hooks stand, but it can get at its node, and so around them.
+    NodeAccess,
     /// Known, and not held.
     NotHeld,
     /// No process runs in it yet, or any more.
@@ -29,10 +31,16 @@ pub enum Coverage {
 }
 
 impl Coverage {
+    /// It should be held, and is not, or can't be.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Uncovered | Self::NodeAccess)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Covered => "covered",
             Self::HostNetwork => "host-network",
+            Self::NodeAccess => "NODE-ACCESS",
             Self::NotHeld => "not-held",
             Self::Waiting => "waiting",
             Self::Uncovered => "UNCOVERED",
@@ -57,7 +65,7 @@ pub struct Pod {
     /// Number of its policy; 0 if it has none.
     pub policy: u32,
     pub coverage: Coverage,
-    /// Why it is uncovered.
+    /// Why it is uncovered, or can get around its hooks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     pub cgroup: Cgroup,
@@ -217,6 +225,15 @@ fn pod(snapshot: &Snapshot, slot: u32, info: &PodInfo) -> Pod {
             Some("the kernel has no entry for its cgroup or a device".to_owned()),
         ),
         (Some(endpoint), _) => coverage(endpoint, by_cgroup, &devices),
+    };
+    let reaches_node = by_cgroup.is_some_and(|entry| entry.flags & FLAG_NODE_ACCESS != 0);
+    let (coverage, problem) = match coverage {
+        Coverage::Covered | Coverage::HostNetwork if reaches_node => {
+            let reason = told.and_then(|told| told.reason.clone());
+            let unnamed = || "it can get around its hooks by its access to the node".to_owned();
+            (Coverage::NodeAccess, Some(reason.unwrap_or_else(unnamed)))
+        }
+        coverage => (coverage, problem),
     };
     let zero = Snapshot::default_counters();
     let counters = snapshot.counters.get(&slot).unwrap_or(&zero);

@@ -84,6 +84,8 @@ pub struct PodStatus {
 pub struct Counts {
     pub covered: usize,
     pub host_network: usize,
+    /// Their hooks stand, but they can get around them: these can't be held.
+    pub node_access: usize,
     pub not_held: usize,
     pub waiting: usize,
     pub uncovered: usize,
@@ -162,6 +164,7 @@ fn counts(snapshot: &Snapshot, pods: &[Pod]) -> Counts {
     Counts {
         covered: of(Coverage::Covered),
         host_network: of(Coverage::HostNetwork),
+        node_access: of(Coverage::NodeAccess),
         not_held: of(Coverage::NotHeld),
         waiting: of(Coverage::Waiting),
         uncovered: of(Coverage::Uncovered),
@@ -174,7 +177,8 @@ fn counts(snapshot: &Snapshot, pods: &[Pod]) -> Counts {
 impl Status {
     /// Every held pod is covered, and every hook on kubepods stands.
     pub fn is_well(&self) -> bool {
-        self.counts.uncovered == 0 && self.hooks.iter().all(|hook| hook.state == "attached")
+        self.counts.uncovered + self.counts.node_access == 0
+            && self.hooks.iter().all(|hook| hook.state == "attached")
     }
 
     fn headline(&self) -> String {
@@ -202,18 +206,17 @@ impl Status {
     fn summary(&self) -> String {
         let counts = self.counts;
         let mut text = format!(
-            "{} covered, {} host-network, {} not held, {} waiting, {} uncovered; {} packets of \
-             unknown pods dropped",
-            counts.covered,
-            counts.host_network,
-            counts.not_held,
-            counts.waiting,
-            counts.uncovered,
-            counts.unknown_pods_dropped_packets
+            "{} covered, {} host-network, {} not held, {} waiting, {} uncovered; ",
+            counts.covered, counts.host_network, counts.not_held, counts.waiting, counts.uncovered
         );
+        // Writing to a string can't fail.
+        if counts.node_access > 0 {
+            let _ = write!(text, "{} can get around their hooks; ", counts.node_access);
+        }
+        let dropped = counts.unknown_pods_dropped_packets;
+        let _ = write!(text, "{dropped} packets of unknown pods dropped");
         for hook in self.hooks.iter().filter(|hook| hook.state != "attached") {
             let state = hook.state.to_uppercase();
-            // Writing to a string can't fail.
             let _ = write!(
                 text,
                 "\nHOOK {state}: {} on kubepods; is the agent running?",
@@ -221,12 +224,14 @@ impl Status {
             );
         }
         for pod in &self.pods {
-            if pod.coverage == Coverage::Uncovered {
+            if pod.coverage.is_open() {
                 let problem = pod.problem.as_deref().unwrap_or("no reason is known");
                 let _ = write!(
                     text,
-                    "\nUNCOVERED: {}/{}: {problem}",
-                    pod.namespace, pod.name
+                    "\n{}: {}/{}: {problem}",
+                    pod.coverage.as_str(),
+                    pod.namespace,
+                    pod.name
                 );
             }
         }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use egress_common::Reason;
 use egress_common::limits::MAX_RANGES;
 use egress_common::maps::{
-    ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, NO_RULE, Origin, OriginKey, PortRange,
-    PrefixKey4, PrefixRule,
+    ExactKey4, ExactKey6, ExactRule, FLAG_NODE_ACCESS, Flow, FlowKey, NO_RULE, Origin, OriginKey,
+    PortRange, PrefixKey4, PrefixRule,
 };
 
 use super::agent::AgentPod;
@@ -112,6 +112,20 @@ fn without_a_flag_or_a_device_a_running_pod_is_uncovered() {
     let mut snapshot = well();
     snapshot.places = None;
     assert_eq!(status(&snapshot).counts.uncovered, 1);
+}
+
+#[test]
+fn who_can_get_at_the_node_is_not_held_though_its_hooks_stand() {
+    for cgroup in [1001, 1004] {
+        let mut snapshot = well();
+        snapshot.cgroups.get_mut(&cgroup).expect("there").flags |= FLAG_NODE_ACCESS;
+        let status = status(&snapshot);
+        assert!(!status.is_well());
+        assert_eq!((status.counts.node_access, status.counts.uncovered), (1, 0));
+        let text = render(&status.view(), Format::Table, false).expect("text");
+        assert!(text.contains("; 1 can get around their hooks; "), "{text}");
+        assert!(text.contains("\nNODE-ACCESS: "), "{text}");
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct DesiredPod {
     pub v4: Option<Ipv4Addr>,
     pub v6: Option<Ipv6Addr>,
     pub host_network: bool,
+    /// By which it gets at its node, in words; empty for most pods.
+    pub node_access: Vec<String>,
     /// It is a Ready pod of a gateway, and so is not held.
     pub gateway: bool,
     pub hold: Hold,

@@ -153,6 +153,7 @@ fn desired_pod(key: &Key, pod: &Pod, gateway: bool) -> DesiredPod {
         v4: None,
         v6: None,
         host_network: pod.host_network,
+        node_access: pod.node_access.clone(),
         gateway,
         hold: Hold::Off,
         on_deny: crate::api::lockdown::OnDeny::Drop,

@@ -8,6 +8,7 @@ mod announced;
 mod check;
 mod heritage;
 mod model;
+mod node_access;
 mod object;
 mod problem;
 mod thin;
@@ -21,6 +22,7 @@ pub use model::{
     Declared, Endpoint, EndpointPort, EndpointSlice, Key, Labels, Node, Pod, PodRef, Service,
     ServicePort, selects,
 };
+pub use node_access::{NodeAccess, node_access};
 pub use object::{Object, ObjectId};
 pub use problem::{Effect, Finding, Problem};
 

@@ -75,6 +75,8 @@ pub struct Pod {
     pub labels: Labels,
     pub service_account: String,
     pub host_network: bool,
+    /// By which it gets at its node, in words; empty for most pods.
+    pub node_access: Vec<String>,
     /// `status.podIPs`, in their order.
     pub ips: Vec<IpAddr>,
     /// `Succeeded` or `Failed`: it will never send again, and its addresses may go to another.

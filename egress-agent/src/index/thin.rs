@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::model::{
     Endpoint, EndpointPort, EndpointSlice, Node, Pod, PodRef, Service, ServicePort,
 };
+use super::node_access::node_access;
 use super::problem::Finding;
 use crate::api::lockdown::Protocol;
 
@@ -93,6 +94,7 @@ pub(super) fn pod(o: &core::Pod) -> Result<Pod, Finding> {
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".to_owned()),
         host_network: spec.host_network.unwrap_or_default(),
+        node_access: node_access(o).iter().map(ToString::to_string).collect(),
         ips,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         ready: conditions

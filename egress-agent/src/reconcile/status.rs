@@ -18,6 +18,8 @@ pub enum Coverage {
     Covered,
     /// It is in the node's network: the cgroup hook decides about its packets.
     HostNetwork,
+    /// Its hooks stand, but it can get at its node, and so around them: it can't be held.
+    NodeAccess,
     /// No lockdown selects it, or it is a gateway.
     NotHeld,
     /// It has no process yet; the gate is closed for it.
@@ -27,11 +29,17 @@ pub enum Coverage {
 }
 
 impl Coverage {
+    /// It should be held, and is not, or can't be.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Uncovered | Self::NodeAccess)
+    }
+
     /// As it is serialised.
     pub fn name(self) -> &'static str {
         match self {
             Self::Covered => "covered",
             Self::HostNetwork => "host-network",
+            Self::NodeAccess => "node-access",
             Self::NotHeld => "not-held",
             Self::Waiting => "waiting",
             Self::Uncovered => "uncovered",
@@ -90,7 +98,12 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
-    /// Pods that should be held and are not.
+    /// Pods that should be held and are not, or can't be.
+    pub fn open(&self) -> impl Iterator<Item = &PodStatus> {
+        self.pods.iter().filter(|pod| pod.coverage.is_open())
+    }
+
+    /// Those of them that may be held yet.
     pub fn uncovered(&self) -> impl Iterator<Item = &PodStatus> {
         let pods = self.pods.iter();
         pods.filter(|pod| pod.coverage == Coverage::Uncovered)
@@ -162,7 +175,14 @@ fn pod_status(
         })
         .collect();
     let entry = sighting.cgroup.and_then(|id| observed.cgroups.get(&id));
-    let (coverage, reason) = coverage(pod, sighting, &devices, foreign, entry, observed);
+    let (coverage, reason) = match coverage(pod, sighting, &devices, foreign, entry, observed) {
+        (Coverage::Covered | Coverage::HostNetwork, _) if !pod.node_access.is_empty() => {
+            let ways = pod.node_access.join("; ");
+            let reason = format!("it can get around its hooks by its access to the node: {ways}");
+            (Coverage::NodeAccess, Some(reason))
+        }
+        other => other,
+    };
     PodStatus {
         uid: pod.uid.clone(),
         namespace: pod.namespace.clone(),
@@ -253,12 +273,15 @@ fn coverage(
 
 #[cfg(test)]
 mod tests {
+    use egress_common::maps::{
+        DENY_DROP, Endpoint, FLAG_HOST_NETWORK, MODE_ENFORCE, NEAR4, NEAR6, Near4, Near6,
+    };
+
     use super::*;
     use crate::api::lockdown::OnDeny;
 
-    #[test]
-    fn a_pod_whose_first_process_is_on_its_way_is_waited_for() {
-        let pod = DesiredPod {
+    fn held() -> DesiredPod {
+        DesiredPod {
             uid: "uid".into(),
             namespace: "ns".into(),
             name: "pod".into(),
@@ -266,12 +289,63 @@ mod tests {
             v4: None,
             v6: None,
             host_network: false,
+            node_access: vec![],
             gateway: false,
             hold: Hold::Enforce,
             on_deny: OnDeny::Drop,
             policy: None,
             lockdowns: vec![],
+        }
+    }
+
+    #[test]
+    fn who_can_get_at_the_node_is_told_though_its_hooks_stand() {
+        let endpoint = Endpoint {
+            slot: 1,
+            policy: 0,
+            v4_be: [0; 4],
+            mode: MODE_ENFORCE,
+            on_deny: DENY_DROP,
+            flags: FLAG_HOST_NETWORK,
+            zero: 0,
+            v6_be: [0; 16],
+            since_ns: 0,
+            exact_networks: 0,
+            near4: [Near4::default(); NEAR4],
+            near6: [Near6::default(); NEAR6],
+            pad: [0; 4],
         };
+        let mut observed = Observed::default();
+        observed
+            .cgroup_links
+            .insert(CgroupHook::Egress, LinkState::Good);
+        observed.cgroups.insert(7, endpoint);
+        let sighting = Sighting {
+            running: true,
+            cgroup: Some(7),
+            ..Sighting::default()
+        };
+        let mut pod = DesiredPod {
+            host_network: true,
+            ..held()
+        };
+        let told = |pod: &DesiredPod| pod_status(pod, &sighting, Some(1), &observed, None);
+        assert_eq!(told(&pod).coverage, Coverage::HostNetwork);
+        pod.node_access = vec!["container app: securityContext.privileged".into()];
+        let status = told(&pod);
+        assert_eq!(status.coverage, Coverage::NodeAccess);
+        assert!(status.reason.is_some_and(|it| it.contains("privileged")));
+        // Nothing is expected of hooks that nobody needs, and a missing one is told first.
+        observed.cgroup_links.clear();
+        let told = |pod: &DesiredPod| pod_status(pod, &sighting, Some(1), &observed, None);
+        assert_eq!(told(&pod).coverage, Coverage::Uncovered);
+        pod.hold = Hold::Off;
+        assert_eq!(told(&pod).coverage, Coverage::NotHeld);
+    }
+
+    #[test]
+    fn a_pod_whose_first_process_is_on_its_way_is_waited_for() {
+        let pod = held();
         let mut sighting = Sighting {
             running: true,
             host_network: true,

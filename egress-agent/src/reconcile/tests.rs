@@ -113,6 +113,7 @@ impl Moment {
                 v4: Some([10, 0, 0, u8::try_from(index).unwrap()].into()),
                 v6: None,
                 host_network: now.host_network,
+                node_access: vec![],
                 gateway: false,
                 hold: now.hold,
                 on_deny: OnDeny::Drop,

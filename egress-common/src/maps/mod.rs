@@ -54,6 +54,9 @@ pub const FLAG_HOST_NETWORK: u8 = 1;
 /// The hooks on all of the pod's devices stand: the cgroup hook lets its packets go there.
 pub const FLAG_COVERED: u8 = 2;
 
+/// The pod can get at its node, and so around its hooks. For people only; the programs don't read it.
+pub const FLAG_NODE_ACCESS: u8 = 4;
+
 /// What the kernel knows of one pod; value of `sp_devices` and `sp_cgroups`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -104,6 +104,8 @@ pub fn service_account(namespace: &str, name: &str) -> Value {
 
 /// A pod that runs and is ready.
 pub fn pod(spec: &PodSpec) -> Value {
+    // In the node's network nothing holds who can write frames to its devices.
+    let dropped: &[&str] = if spec.host_network { &["NET_RAW"] } else { &[] };
     let ips: Vec<Value> = spec
         .ips
         .all()
@@ -123,7 +125,11 @@ pub fn pod(spec: &PodSpec) -> Value {
             "nodeName": plan::NODE_NAME,
             "serviceAccountName": spec.service_account,
             "hostNetwork": spec.host_network,
-            "containers": [{ "name": super::ANY_CONTAINER, "image": "example.com/app" }],
+            "containers": [{
+                "name": super::ANY_CONTAINER,
+                "image": "example.com/app",
+                "securityContext": { "capabilities": { "drop": dropped } },
+            }],
         },
         "status": {
             "phase": "Running",

@@ -36,7 +36,7 @@ pub fn report<'a>(
             }
         }
     }
-    let uncovered = status.uncovered().take(MAX_UNCOVERED);
+    let uncovered = status.open().take(MAX_UNCOVERED);
     report.uncovered = uncovered
         .map(|pod| UncoveredPod {
             namespace: pod.namespace.clone(),
@@ -51,7 +51,7 @@ pub fn report<'a>(
 fn count(pod: &PodStatus) -> Option<PodCounts> {
     let mut counts = PodCounts::default();
     match (pod.coverage, pod.mode) {
-        (Coverage::Uncovered, _) => counts.uncovered = 1,
+        (Coverage::Uncovered | Coverage::NodeAccess, _) => counts.uncovered = 1,
         (Coverage::Covered | Coverage::HostNetwork, "audit") => counts.audited = 1,
         (Coverage::Covered | Coverage::HostNetwork, _) => counts.enforced = 1,
         (Coverage::NotHeld | Coverage::Waiting, _) => return None,
@@ -159,6 +159,7 @@ mod tests {
                 pod("d", "audit", Coverage::Uncovered, &["y"]),
                 pod("e", "off", Coverage::NotHeld, &[]),
                 pod("f", "enforce", Coverage::Waiting, &["x"]),
+                pod("g", "enforce", Coverage::NodeAccess, &["x"]),
             ],
             ..NodeStatus::default()
         };
@@ -168,10 +169,11 @@ mod tests {
             audited,
             uncovered,
         };
-        assert_eq!(report.pods, counts(2, 1, 1));
-        assert_eq!(report.lockdowns["x"], counts(2, 0, 0));
+        assert_eq!(report.pods, counts(2, 1, 2));
+        assert_eq!(report.lockdowns["x"], counts(2, 0, 1));
         assert_eq!(report.lockdowns["y"], counts(1, 1, 1));
-        assert_eq!(report.uncovered.len(), 1);
+        let named: Vec<&str> = report.uncovered.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(named, ["d", "g"]);
         assert_eq!(report.uncovered[0].reason, "no device");
     }
 

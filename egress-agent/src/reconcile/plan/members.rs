@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::limits::MAX_SLOTS;
-use egress_common::maps::{Endpoint, FLAG_HOST_NETWORK, MODE_OFF};
+use egress_common::maps::{Endpoint, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS, MODE_OFF};
 
 use super::Planner;
 use crate::compile::{DesiredPod, DesiredState, Hold};
@@ -144,7 +144,7 @@ impl Planner<'_> {
             .chain(self.observed.cgroups.values())
             .find(|endpoint| endpoint.slot == slot && endpoint.mode != MODE_OFF)
             .map(|endpoint| Endpoint {
-                flags: endpoint.flags & FLAG_HOST_NETWORK,
+                flags: endpoint.flags & (FLAG_HOST_NETWORK | FLAG_NODE_ACCESS),
                 ..*endpoint
             })
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::maps::{
-    DENY_DROP, DENY_REJECT, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_AUDIT, MODE_ENFORCE,
-    MODE_OFF, PodInfo,
+    DENY_DROP, DENY_REJECT, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS,
+    MODE_AUDIT, MODE_ENFORCE, MODE_OFF, PodInfo,
 };
 
 use super::super::op::{Op, Step, Subject};
@@ -172,7 +172,12 @@ impl Planner<'_> {
                 OnDeny::Reject if held => DENY_REJECT,
                 _ => DENY_DROP,
             },
-            flags: if in_node { FLAG_HOST_NETWORK } else { 0 },
+            flags: if in_node { FLAG_HOST_NETWORK } else { 0 }
+                | if held && !pod.node_access.is_empty() {
+                    FLAG_NODE_ACCESS
+                } else {
+                    0
+                },
             zero: 0,
             v6_be: pod.v6.map_or([0; 16], |ip| ip.octets()),
             since_ns,

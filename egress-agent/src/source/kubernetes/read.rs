@@ -289,7 +289,21 @@ fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
                 "serviceAccount",
                 "hostNetwork",
             ];
-            keep_in(&mut value, "spec", &fields);
+            let mut own = fields.to_vec();
+            if matches!(watch, Watch::OwnPods) {
+                own.extend(NODE_ACCESS);
+            }
+            keep_in(&mut value, "spec", &own);
+            if let Some(spec) = value.get_mut("spec") {
+                for kind in CONTAINERS {
+                    for container in items(spec, kind) {
+                        keep(container, &["name", "securityContext"]);
+                    }
+                }
+                for volume in items(spec, "volumes") {
+                    keep(volume, &["name", "hostPath"]);
+                }
+            }
             keep_in(
                 &mut value,
                 "status",
@@ -317,6 +331,17 @@ fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
     value["metadata"] = meta;
     value
 }
+
+const CONTAINERS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+/// What a pod's access to its node shows by; asked of this node's pods only.
+const NODE_ACCESS: [&str; 6] = [
+    CONTAINERS[0],
+    CONTAINERS[1],
+    CONTAINERS[2],
+    "hostPID",
+    "hostUsers",
+    "volumes",
+];
 
 fn keep(value: &mut Value, fields: &[&str]) {
     if let Value::Object(map) = value {
@@ -449,14 +474,16 @@ mod tests {
                 "annotations": { "kubernetes.io/config.hash": "h", "note": "long" },
                 "managedFields": [{ "manager": "kubelet" }],
             },
-            "spec": { "nodeName": "a", "hostNetwork": true, "containers": [{ "name": "c", "image": 7 }] },
+            "spec": { "nodeName": "a", "hostNetwork": true, "containers": [{
+                "name": "c", "image": 7, "securityContext": { "privileged": true },
+            }] },
             "status": {
                 "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }],
                 "conditions": [{ "type": "Ready", "status": "True" }, { "type": "Other" }],
                 "containerStatuses": "not even read",
             },
         });
-        let item = read(&Watch::OwnPods, value).expect("a name");
+        let item = read(&Watch::OwnPods, value.clone()).expect("a name");
         let Content::Object(object) = item.content else {
             panic!("{item:?}");
         };
@@ -470,7 +497,19 @@ mod tests {
         );
         assert!(pod.metadata.managed_fields.is_none());
         let (spec, status) = (pod.spec.expect("spec"), pod.status.expect("status"));
-        assert!(spec.containers.is_empty() && spec.host_network == Some(true));
+        assert_eq!(spec.host_network, Some(true));
+        // What it can do to its node is asked of this node's pods only.
+        assert_eq!(spec.containers.len(), 1);
+        let container = &spec.containers[0];
+        assert!(container.security_context.is_some() && container.image.is_none());
+        let item = read(&Watch::OtherPods, value).expect("a name");
+        let Content::Object(object) = item.content else {
+            panic!("{item:?}");
+        };
+        let Object::Pod(other) = *object else {
+            panic!("a pod");
+        };
+        assert!(other.spec.expect("spec").containers.is_empty());
         assert_eq!(status.conditions.expect("conditions").len(), 1);
     }
 }
