@@ -112,7 +112,6 @@ fn tcp_listener(name: &str, port: u16, tell_server_name: bool, certs: &Path) -> 
             "grpc_service": grpc_service(),
             "failure_mode_allow": false,
             "filter_enabled_metadata": enabled_by("envoy.filters.network.rbac"),
-            "include_tls_session": tell_server_name,
         } }),
         json!({ "name": "envoy.filters.network.tcp_proxy", "typed_config": {
             "@type": kind("extensions.filters.network.tcp_proxy.v3.TcpProxy"),
@@ -125,7 +124,40 @@ fn tcp_listener(name: &str, port: u16, tell_server_name: bool, certs: &Path) -> 
             ])],
         } }),
     ];
+    let filters = filters.map(|filter| {
+        if tell_server_name {
+            patched(filter)
+        } else {
+            filter
+        }
+    });
     listener(name, port, &filters, &[], true, certs)
+}
+
+/// As the `EnvoyFilter` of `deploy/istio` leaves it: Istio merges the patch into the configuration of
+/// filters of that name.
+fn patched(mut filter: Value) -> Value {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/istio/tcp-server-name.yaml"
+    );
+    let text = std::fs::read_to_string(path).expect("a file");
+    let object: Value = serde_yaml_ng::from_str(&text).expect("YAML");
+    assert_eq!(object["kind"], "EnvoyFilter");
+    for patch in object["spec"]["configPatches"].as_array().expect("a list") {
+        assert_eq!(patch["applyTo"], "NETWORK_FILTER");
+        assert_eq!(patch["patch"]["operation"], "MERGE");
+        let name = &patch["match"]["listener"]["filterChain"]["filter"]["name"];
+        if filter["name"] != *name {
+            continue;
+        }
+        let more = &patch["patch"]["value"]["typed_config"];
+        let own = filter["typed_config"].as_object_mut().expect("fields");
+        assert_eq!(own["@type"], more["@type"]);
+        let more = more.as_object().expect("fields");
+        own.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
+    }
+    filter
 }
 
 fn listener(
@@ -244,7 +276,13 @@ fn endpoint(cluster: &str, port: u16) -> Value {
 fn access_log(filter: &str, fields: &[(&str, &str)]) -> Value {
     let mut format = json!({ "client": "%DOWNSTREAM_PEER_URI_SAN%" });
     for key in [
-        "verdict", "reason", "service", "object", "dry_run", "revision",
+        "verdict",
+        "reason",
+        "service",
+        "object",
+        "dry_run",
+        "dry_run_object",
+        "revision",
     ] {
         format[key] = format!("%DYNAMIC_METADATA({filter}:{key})%").into();
     }
