@@ -133,11 +133,12 @@ fn listed_test(line: &str) -> Option<&str> {
     line.strip_suffix(": test")
 }
 
-/// The demo as a user starts it and as a machine reads it; each counts as a test.
+/// The demo as a user starts it, with each kind of gateway, and as a machine reads it; each counts as
+/// a test.
 fn demo(workspace: &Workspace, args: &Args, report: &mut Report) {
     if args.no_root {
-        println!("skipped without root: the demo, for people and as JSON");
-        report.counts.skipped += 2;
+        println!("skipped without root: the demo, for people, as JSON, and with --gateway xds");
+        report.counts.skipped += 3;
         return;
     }
     // Through cargo: the tests may have replaced the file that this process was started from.
@@ -147,6 +148,9 @@ fn demo(workspace: &Workspace, args: &Args, report: &mut Report) {
             .current_dir(&workspace.root)
     };
     report.test("demo", || command().run());
+    report.test("demo --gateway xds", || {
+        command().args(["--gateway", "xds"]).run()
+    });
     report.test("demo --json", || {
         let printed = command().arg("--json").output()?;
         serde_json::from_str::<serde_json::Value>(&printed).context("it printed no JSON")?;
