@@ -153,9 +153,11 @@ fn a_gateway_that_is_none_is_refused() {
             )
         });
         assert_eq!(get(&world), 403, "{what}");
-        let callers = world.metric("sallyport_policy_callers_refused_total");
-        let connections = world.metric("sallyport_policy_connections_refused_total");
-        assert!(callers + connections > 0, "{what}");
+        // It is counted after the gateway has seen it.
+        world.until(what, || {
+            let callers = world.metric("sallyport_policy_callers_refused_total");
+            callers + world.metric("sallyport_policy_connections_refused_total") > 0
+        });
         assert_eq!(world.metric("sallyport_access_decisions_total"), 0);
     }
 }
