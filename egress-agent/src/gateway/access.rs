@@ -4,14 +4,14 @@ use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+pub use super::decision::{AccessReason, Decision};
 use super::host::{HostName, HostPattern, split_authority};
 use super::identity::SpiffeId;
 use super::path::{TextPattern, is_refused, normalize, normalize_again};
 use super::policy::{
     Entry, GatewayPolicy, HeaderCondition, HostRoutes, Listener, ObjectName, PassthroughRoute,
-    Route, Rules,
+    Route,
 };
-use super::verdict::Verdict;
 
 /// A request as it reached a gateway.
 #[derive(Clone, Debug)]
@@ -47,67 +47,6 @@ pub struct Connection<'a> {
     pub client_ip: IpAddr,
     /// Server name that the gateway's TLS was asked for.
     pub sni: &'a str,
-}
-
-/// What becomes of a request or connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    pub allowed: bool,
-    /// The `ExternalService` that names the host.
-    pub service: Option<ObjectName>,
-    /// Policy of the entry that admits it.
-    pub object: Option<ObjectName>,
-    /// Position of that entry in its policy.
-    pub entry: Option<usize>,
-    /// What it would be if the dry-run entries were enforced; none if there are none.
-    pub dry_run: Option<bool>,
-    /// Policy and position of the entry that would admit it then: the one that admits it now, else
-    /// the first of the dry-run entries.
-    pub would: Option<(ObjectName, usize)>,
-    pub reason: AccessReason,
-}
-
-/// Why a request is allowed or refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum AccessReason {
-    /// An entry admits it.
-    Admitted,
-    /// No access policy names the host.
-    NoPolicy,
-    /// No external service names the host, and the setting is `ALLOW_ANY`.
-    AnyHost,
-    /// The client's trust domain is another one.
-    TrustDomain,
-    /// No such gateway, or it does not listen there.
-    NoListener,
-    /// The host is not a host name, or its port not a port.
-    BadHost,
-    /// The path can't be read in one way only.
-    BadPath,
-    /// The gateway does not serve the host.
-    UnknownHost,
-    /// It serves the host, but not for the port that the client asked for.
-    UnknownPort,
-    /// Access policies name the host and no entry admits the request.
-    NotAdmitted,
-}
-
-impl AccessReason {
-    /// The stable name in logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Admitted => "admitted",
-            Self::NoPolicy => "no-policy",
-            Self::AnyHost => "any-host",
-            Self::TrustDomain => "trust-domain",
-            Self::NoListener => "no-listener",
-            Self::BadHost => "bad-host",
-            Self::BadPath => "bad-path",
-            Self::UnknownHost => "unknown-host",
-            Self::UnknownPort => "unknown-port",
-            Self::NotAdmitted => "not-admitted",
-        }
-    }
 }
 
 /// How the lines of one header reached us.
@@ -147,21 +86,6 @@ pub fn decide_connection(policy: &GatewayPolicy, connection: &Connection<'_>) ->
     }
 }
 
-impl Decision {
-    /// A refusal before any rule was looked at.
-    fn refused(reason: AccessReason) -> Self {
-        Self {
-            allowed: false,
-            service: None,
-            object: None,
-            entry: None,
-            dry_run: None,
-            would: None,
-            reason,
-        }
-    }
-}
-
 pub(super) fn find_passthrough<'a>(
     policy: &'a GatewayPolicy,
     connection: &Connection<'_>,
@@ -190,7 +114,7 @@ pub(super) fn find_passthrough<'a>(
 fn decide_passthrough(route: &PassthroughRoute, connection: &Connection<'_>) -> Decision {
     let holds = |entry: &Entry| !entry.needs_http() && entry.holds_for(connection.client_ip);
     let verdict = route.rules.ask(connection.client, holds);
-    decision(&route.rules, Some(&route.service), &verdict)
+    Decision::of(&route.rules, Some(&route.service), &verdict)
 }
 
 pub(super) fn find_route<'a>(
@@ -261,7 +185,7 @@ fn decide_route(route: &Route, request: &Request<'_>, lines: HeaderLines) -> Dec
         conditions_hold(entry, request, path, lines)
     };
     let verdict = route.rules.ask(request.client, holds);
-    decision(&route.rules, route.service.as_ref(), &verdict)
+    Decision::of(&route.rules, route.service.as_ref(), &verdict)
 }
 
 /// The path in the form in which it is compared.
@@ -319,26 +243,6 @@ pub(super) fn failed_conditions(entry: &Entry, request: &Request<'_>) -> Vec<&'s
         .filter(|(_, holds)| !holds)
         .map(|(name, _)| name)
         .collect()
-}
-
-fn decision(rules: &Rules, service: Option<&ObjectName>, verdict: &Verdict<'_>) -> Decision {
-    let winner = verdict.winner;
-    let reason = match (winner, rules.closed, service) {
-        (Some(_), ..) => AccessReason::Admitted,
-        (None, true, _) => AccessReason::NotAdmitted,
-        (None, false, Some(_)) => AccessReason::NoPolicy,
-        (None, false, None) => AccessReason::AnyHost,
-    };
-    let would = verdict.would.filter(|_| rules.has_dry_run());
-    Decision {
-        allowed: winner.is_some() || !rules.closed,
-        service: service.cloned(),
-        object: winner.map(|entry| entry.policy.clone()),
-        entry: winner.map(|entry| entry.index),
-        dry_run: rules.has_dry_run().then_some(would.is_some()),
-        would: would.map(|entry| (entry.policy.clone(), entry.index)),
-        reason,
-    }
 }
 
 impl Entry {

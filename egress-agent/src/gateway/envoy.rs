@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use super::policy::{Gateway, GatewayPolicy, ObjectName};
 
+pub use authz::{UPSTREAM, way_of_connection, way_of_request};
 pub use bootstrap::{Bootstrap, FILES, files};
 pub use resources::{CLUSTERS, LISTENERS, ROUTES, Resource, Resources, SECRETS, TYPES};
 

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod compile;
+mod decision;
 mod entries;
 pub mod envoy;
 pub mod from_index;
@@ -25,8 +26,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{AccessPolicySpec, ExternalServiceSpec, VirtualGatewaySpec};
 
-pub use access::{Connection, Decision, Request, decide_access, decide_connection};
+pub use access::{Connection, Request, decide_access, decide_connection};
 pub use compile::compile;
+pub use decision::Decision;
 pub use envoy::{Settings, render};
 pub use identity::SpiffeId;
 pub use path::{TextPattern, has_two_readings, normalize as normalize_path};

@@ -8,13 +8,14 @@ use crate::api::access_policy::Destination;
 use crate::api::{AccessPolicySpec, ObjectSelector, PortRef, Unsupported};
 
 use super::entries::{self, Accounts};
-use super::policy::{Entry, Problem, Report, Rules};
+use super::policy::{Entry, ObjectName, Problem, Report, Rules};
 use super::services::{Carries, Service};
 use super::{Declared, GatewayObjects};
 
 /// An access policy, resolved against the service accounts of this moment.
 #[derive(Debug)]
 pub(super) struct Policy {
+    id: ObjectName,
     targets: Vec<Target>,
     entries: Vec<Arc<Entry>>,
 }
@@ -59,7 +60,7 @@ pub(super) fn fill_in(policies: &[Policy], service: &mut Service) {
 }
 
 fn rules_for(policies: &[&Policy], service: &Service, number: u16, name: Option<&str>) -> Rules {
-    let (mut closed, mut entries) = (false, Vec::new());
+    let (mut closed, mut entries) = (None, Vec::new());
     for policy in policies {
         let targets = policy
             .targets
@@ -75,11 +76,13 @@ fn rules_for(policies: &[&Policy], service: &Service, number: u16, name: Option<
         }
         // A policy whose every entry is on trial closes nothing.
         let trial = !policy.entries.is_empty() && policy.entries.iter().all(|entry| entry.dry_run);
-        closed |= !(trial && intact);
+        if !(trial && intact) {
+            closed = closed.or(Some(&policy.id));
+        }
     }
     // Envoy's RBAC asks its policies in the order of their names; so both name the same entry.
     entries.sort_by_cached_key(|entry| entry.label());
-    Rules::new(closed, entries)
+    Rules::new(closed.is_some(), entries).closed_by(closed)
 }
 
 impl Target {
@@ -172,6 +175,7 @@ fn read_policy(
         read.push(Arc::new(entry));
     }
     Policy {
+        id: id.clone(),
         targets,
         entries: read,
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::identity::SpiffeId;
-use super::policy::{Clients, Entry};
+use super::policy::{Clients, Entry, ObjectName};
 
 /// Who may use a route. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Rules {
     /// An access policy names the host: only what an entry admits passes. Else the route is open
     /// to every authenticated client.
     pub closed: bool,
+    /// The first of those policies.
+    closed_by: Option<Arc<ObjectName>>,
     entries: Arc<Entries>,
 }
 
@@ -33,6 +35,7 @@ impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rules")
             .field("closed", &self.closed)
+            .field("closed_by", &self.closed_by)
             .field("entries", &self.entries.all)
             .finish()
     }
@@ -65,6 +68,7 @@ impl Rules {
         let dry_run = entries.iter().any(|entry| entry.dry_run);
         Self {
             closed,
+            closed_by: None,
             entries: Arc::new(Entries {
                 all: entries,
                 every,
@@ -72,6 +76,20 @@ impl Rules {
                 dry_run,
             }),
         }
+    }
+
+    /// Names the policy that closes, for those whom no entry admits.
+    #[must_use]
+    pub fn closed_by(self, policy: Option<&ObjectName>) -> Self {
+        Self {
+            closed_by: policy.cloned().map(Arc::new),
+            ..self
+        }
+    }
+
+    /// The policy that decides about those whom no entry admits.
+    pub fn closing(&self) -> Option<&ObjectName> {
+        self.closed_by.as_deref().filter(|_| self.closed)
     }
 
     /// Nobody.

@@ -14,7 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::accept::{Refusal, Watcher};
 use super::authz::Verdict;
 use super::named::{Declared, Named, Subject};
-use crate::gateway::{GatewayPolicy, ObjectName};
+use crate::gateway::{Decision, GatewayPolicy, ObjectName};
 use crate::tls::Identities;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -22,7 +22,7 @@ struct DecisionLabels {
     gateway: String,
     verdict: &'static str,
     reason: &'static str,
-    /// Of the entry that admits. Objects are declared, so there are not too many.
+    /// What decided. Objects are declared, so there are not too many.
     object: String,
 }
 
@@ -31,6 +31,8 @@ struct DryRunLabels {
     gateway: String,
     service: String,
     would_be: &'static str,
+    /// Of the entry that would admit.
+    object: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -157,12 +159,15 @@ impl PolicyMetrics {
                 gateway: gateway.clone(),
                 service: verdict.service().unwrap_or_default(),
                 would_be: word(would_be),
+                object: decision.and_then(Decision::would_be_by).unwrap_or_default(),
             };
             let service = decision.and_then(|it| it.service.as_ref());
+            let would = decision.and_then(|it| it.would.as_ref());
             self.dry_run.count(
                 labels,
                 Subject {
                     service,
+                    entry: would.map(|(policy, index)| (policy, *index)),
                     ..about_gateway
                 },
             );
@@ -173,11 +178,12 @@ impl PolicyMetrics {
             reason: verdict.cause.as_str(),
             object: verdict.object().unwrap_or_default(),
         };
-        let entry = decision.and_then(|it| it.object.as_ref().zip(it.entry));
         self.decisions.count(
             labels,
             Subject {
-                entry,
+                entry: decision.and_then(|it| it.object.as_ref().zip(it.entry)),
+                policy: decision.and_then(|it| it.closed_by.as_ref()),
+                service: decision.and_then(|it| it.service.as_ref()),
                 ..about_gateway
             },
         );

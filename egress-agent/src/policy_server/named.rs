@@ -19,6 +19,8 @@ pub(super) struct Subject<'a> {
     pub(super) service: Option<&'a ObjectName>,
     /// An access policy, and the position of its entry.
     pub(super) entry: Option<(&'a ObjectName, usize)>,
+    /// An access policy of which no entry decided.
+    pub(super) policy: Option<&'a ObjectName>,
 }
 
 /// The same, kept.
@@ -27,6 +29,7 @@ struct Kept {
     gateway: Option<ObjectName>,
     service: Option<ObjectName>,
     entry: Option<(ObjectName, usize)>,
+    policy: Option<ObjectName>,
 }
 
 /// The objects that decide at some gateway.
@@ -35,19 +38,23 @@ pub(super) struct Declared<'a> {
     gateways: BTreeSet<&'a ObjectName>,
     services: HashSet<&'a ObjectName>,
     entries: HashSet<(&'a ObjectName, usize)>,
+    closing: HashSet<&'a ObjectName>,
 }
 
 impl<'a> Declared<'a> {
     pub(super) fn of(policy: &'a GatewayPolicy) -> Self {
         let (mut services, mut entries) = (HashSet::new(), HashSet::new());
+        let mut closing = HashSet::new();
         for (service, rules) in policy.rules() {
             services.extend(service);
+            closing.extend(rules.closing());
             entries.extend(rules.entries().map(|entry| (&entry.policy, entry.index)));
         }
         Self {
             gateways: policy.gateways.keys().collect(),
             services,
             entries,
+            closing,
         }
     }
 
@@ -56,9 +63,11 @@ impl<'a> Declared<'a> {
             gateway,
             service,
             entry,
+            policy,
         } = kept;
         gateway.as_ref().is_none_or(|it| self.gateways.contains(it))
             && service.as_ref().is_none_or(|it| self.services.contains(it))
+            && policy.as_ref().is_none_or(|it| self.closing.contains(it))
             && entry
                 .as_ref()
                 .is_none_or(|(policy, index)| self.entries.contains(&(policy, *index)))
@@ -99,6 +108,7 @@ impl<L: Clone + Debug + Eq + Hash + EncodeLabelSet> Named<L> {
             gateway: subject.gateway.cloned(),
             service: subject.service.cloned(),
             entry: subject.entry.map(|(policy, index)| (policy.clone(), index)),
+            policy: subject.policy.cloned(),
         });
     }
 

@@ -132,6 +132,8 @@ fn the_access_log_says_who_decided_and_why() {
         ("verdict", "denied"),
         ("reason", "not-admitted"),
         ("service", "ExternalService/global/api"),
+        // No entry of it admits.
+        ("object", "AccessPolicy/istio-egress/api"),
         ("client", "spiffe://cluster.local/ns/bookinfo/sa/reviews"),
         ("details", "ext_authz_denied"),
         ("flags", "UAEX"),
@@ -147,9 +149,14 @@ fn the_access_log_says_who_decided_and_why() {
     );
     let entry = world.logged(|entry| entry["path"] == "/trial");
     assert_eq!(entry["dry_run"], "allowed", "{entry:#}");
+    assert_eq!(
+        entry["dry_run_object"], "AccessPolicy/istio-egress/trial#1",
+        "{entry:#}"
+    );
     assert_eq!(entry["verdict"], "denied", "{entry:#}");
     let counted = "sallyport_access_dry_run_total{gateway=\"istio-egress/egress-vg\",\
-                   service=\"ExternalService/global/trial\",would_be=\"allowed\"}";
+                   service=\"ExternalService/global/trial\",would_be=\"allowed\",\
+                   object=\"AccessPolicy/istio-egress/trial#1\"}";
     assert_eq!(world.metric(counted), 1, "{}", world.server().metrics());
 }
 

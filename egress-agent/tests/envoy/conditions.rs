@@ -295,9 +295,7 @@ fn conditions_hold_as_decided_by(authorization: Authorization) {
             entry["method"] == "OPTIONS"
                 && entry["response_code"] == 403
                 && entry["dry_run"] == "allowed"
-                && (authorization == Authorization::ExtAuthz
-                    || entry["dry_run_object"]
-                        == "AccessPolicy/istio-egress/egress-access-policy#4")
+                && entry["dry_run_object"] == "AccessPolicy/istio-egress/egress-access-policy#4"
         })
     });
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use egress_agent::gateway::{
     decide_connection, render,
 };
 use egress_agent::policy_server::authz::Binding;
-use egress_agent::policy_server::{GatewayPod, Served};
+use egress_agent::policy_server::{GatewayPod, PodAccount, Served};
 
 use crate::client::{Answer, Connection};
 use crate::mesh::{Authority, Leaf, client_config};
@@ -52,6 +52,8 @@ pub struct Gateway {
     pub port: u16,
     pub mesh: Authority,
     pub server: Server,
+    /// Whose address it is.
+    pub clients: BTreeMap<IpAddr, PodAccount>,
     directory: tempfile::TempDir,
     settings: Settings,
     envoy: Option<Child>,
@@ -84,8 +86,18 @@ impl Gateway {
         gateway
     }
 
-    /// Certificates, bootstrap and a policy server without policy.
+    /// Certificates, bootstrap and a policy server without policy, which binds no client.
     pub fn prepare(port: u16, outside: &Authority, authorization: Authorization) -> Self {
+        Self::prepare_bound(port, outside, authorization, Binding::Off)
+    }
+
+    /// The same for clients who are bound to the addresses of [`Self::clients`].
+    pub fn prepare_bound(
+        port: u16,
+        outside: &Authority,
+        authorization: Authorization,
+        binding: Binding,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path();
         let mesh = Authority::new("mesh");
@@ -104,7 +116,7 @@ impl Gateway {
         fs::write(certs.join("outside.crt"), outside.pem()).expect("a file");
         let agent = root.join("agent");
         put(&agent, &mesh.sign(&[], &[SERVER_ID]));
-        let server = Server::start(([127, 0, 0, 1], 0).into(), &agent, Binding::Off);
+        let server = Server::start(([127, 0, 0, 1], 0).into(), &agent, binding);
         let admin = free_port();
         let files = files(&Bootstrap {
             gateway: ObjectName::new("istio-egress", "egress-vg"),
@@ -121,6 +133,7 @@ impl Gateway {
             port,
             mesh,
             server,
+            clients: BTreeMap::new(),
             settings: Settings {
                 upstream_ca: certs.join("outside.crt"),
                 cert_dir: certs,
@@ -190,8 +203,11 @@ impl Gateway {
             revision: self.revision.to_string(),
             resources: render(&policy, &self.settings),
             policy: policy.clone(),
-            gateway_pods: BTreeMap::from([(IpAddr::V4(Ipv4Addr::LOCALHOST), pod)]),
-            clients: BTreeMap::new(),
+            gateway_pods: BTreeMap::from([
+                (Ipv4Addr::LOCALHOST.into(), pod.clone()),
+                (Ipv6Addr::LOCALHOST.into(), pod),
+            ]),
+            clients: self.clients.clone(),
         });
         self.policy = policy;
     }
@@ -259,9 +275,14 @@ impl Gateway {
     }
 
     pub fn connect_by(&self, config: Arc<rustls::ClientConfig>) -> Connection {
+        self.connect_to(Ipv4Addr::LOCALHOST.into(), config)
+    }
+
+    /// A connection to one of the gateway's addresses, from the same.
+    pub fn connect_to(&self, ip: IpAddr, config: Arc<rustls::ClientConfig>) -> Connection {
         let name = "gateway.test".try_into().expect("a name");
         let session = rustls::ClientConnection::new(config, name).expect("a session");
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("Envoy listens");
+        let stream = TcpStream::connect((ip, self.port)).expect("Envoy listens");
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("a timeout");

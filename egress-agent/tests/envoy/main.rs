@@ -3,14 +3,17 @@
 mod client;
 mod conditions;
 mod deployed;
+mod families;
 mod gateway;
 #[path = "../support/http2.rs"]
 #[allow(dead_code, reason = "each test crate uses its own part")]
 mod http2;
 mod live;
+mod load;
 mod logged;
 mod manifest;
 mod mesh;
+mod outside;
 #[allow(dead_code, reason = "each test crate uses its own part")]
 mod passthrough;
 #[path = "../support/policy_server.rs"]

@@ -172,11 +172,11 @@ fn who_gets_through_by(authorization: Authorization) {
             "{account} to {host}: {decision:?}"
         );
     }
-    logged(&gateway, authorization);
+    logged(&gateway);
 }
 
 /// What each of two accounts did last for a server name, as the access log has it.
-fn logged(gateway: &Gateway, authorization: Authorization) {
+fn logged(gateway: &Gateway) {
     let of = |account: &str, name: &str| {
         let client = format!("spiffe://cluster.local/ns/bookinfo/sa/{account}");
         let log = gateway.access_log();
@@ -209,7 +209,7 @@ fn logged(gateway: &Gateway, authorization: Authorization) {
         assert_eq!(line["reason"], reason, "{line}");
     }
     assert_eq!(admitted["object"], "AccessPolicy/istio-egress/db#0");
-    assert!(refused["object"].is_null(), "{refused}");
+    assert_eq!(refused["object"], "AccessPolicy/istio-egress/db");
     assert_eq!(admitted["service"], "ExternalService/global/db");
     let lines = gateway.access_log();
     let same = |field: &str, line: &serde_json::Value| line[field] == admitted[field];
@@ -220,9 +220,7 @@ fn logged(gateway: &Gateway, authorization: Authorization) {
     // An entry on trial would admit productpage alone.
     assert_eq!(open["dry_run"], "denied", "{open}");
     assert!(admitted["dry_run"].is_null(), "{admitted}");
-    if authorization == Authorization::Rbac {
-        assert_eq!(open["object"], "ExternalService/global/one");
-    }
+    assert_eq!(open["object"], "ExternalService/global/one");
     tunnel::get(
         gateway,
         &Authority::new("other"),
@@ -234,9 +232,7 @@ fn logged(gateway: &Gateway, authorization: Authorization) {
     gateway.until("the access log has the trial", || tried().is_some());
     let tried = tried().expect("it is there");
     assert_eq!(tried["dry_run"], "allowed", "{tried}");
-    if authorization == Authorization::Rbac {
-        assert_eq!(tried["dry_run_object"], "AccessPolicy/istio-egress/one#0");
-    }
+    assert_eq!(tried["dry_run_object"], "AccessPolicy/istio-egress/one#0");
 }
 
 #[test]

@@ -2,27 +2,49 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::mesh::{Leaf, provider};
 
 /// Serves until the test ends; returns its port.
 pub fn serve_tls(leaf: &Leaf) -> u16 {
-    let config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("ring has them")
-        .with_no_client_auth()
-        .with_single_cert(leaf.chain(), leaf.key())
-        .expect("a pair");
-    let config = Arc::new(config);
+    let config = Arc::new(tls(leaf));
     serve(move |stream| {
         let Ok(session) = rustls::ServerConnection::new(config.clone()) else {
             return;
         };
         answer(rustls::StreamOwned::new(session, stream));
     })
+}
+
+fn tls(leaf: &Leaf) -> rustls::ServerConfig {
+    rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring has them")
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain(), leaf.key())
+        .expect("a pair")
+}
+
+/// The same, and the server names that it was asked for.
+#[allow(dead_code, reason = "each test binary uses its own part")]
+pub fn serve_tls_named(leaf: &Leaf) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let config = Arc::new(tls(leaf));
+    let names = Arc::new(Mutex::new(Vec::new()));
+    let seen = names.clone();
+    let port = serve(move |mut stream| {
+        let Ok(mut session) = rustls::ServerConnection::new(config.clone()) else {
+            return;
+        };
+        // A client that does not believe us ends it.
+        let _ = session.complete_io(&mut stream);
+        let name = session.server_name().unwrap_or_default().to_owned();
+        seen.lock().expect("nobody has panicked").push(name);
+        answer(rustls::StreamOwned::new(session, stream));
+    });
+    (port, names)
 }
 
 /// The same without TLS.

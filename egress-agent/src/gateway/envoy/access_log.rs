@@ -36,10 +36,13 @@ pub(super) const BEHIND_RULES: &str = "sallyport.admitted";
 const AUTHORITY: &str = "sallyport.authority";
 const REASON: &str = "sallyport.reason";
 const SERVICE: &str = "sallyport.service";
+const OBJECT: &str = "sallyport.object";
 
 /// The same for the log's operators.
 const REASON_TEXT: &str = "sallyport.reason:PLAIN";
+const OBJECT_TEXT: &str = "sallyport.object:PLAIN";
 const ENFORCED_RESULT: &str = "envoy.filters.http.rbac:enforced_engine_result";
+const ENFORCED_POLICY: &str = "envoy.filters.http.rbac:enforced_effective_policy_id";
 
 /// Neither the host nor the port of a request has a route: Envoy can't tell which.
 const NO_ROUTE: &str = "no-route";
@@ -69,6 +72,7 @@ pub(super) fn of_ruled_route(
 ) -> [(&'static str, Any); 2] {
     let mut asked = vec![kept(REASON, AccessReason::NotAdmitted.as_str())];
     asked.extend(service.map(|service| kept(SERVICE, &format!("ExternalService/{service}"))));
+    asked.extend(closing(rules).map(|policy| kept(OBJECT, &policy)));
     let admitted = vec![kept(REASON, rbac::admitted(rules, service).as_str())];
     [
         (BEFORE_RULES, filter_state(asked)),
@@ -79,6 +83,13 @@ pub(super) fn of_ruled_route(
 /// What is kept of a route that the policy server is asked about, until it answers.
 pub(super) fn of_asked_route() -> (&'static str, Any) {
     (BEFORE_RULES, filter_state(vec![kept(REASON, NO_ANSWER)]))
+}
+
+/// What decides about those whom no entry admits: Envoy has no name for that.
+fn closing(rules: &Rules) -> Option<String> {
+    rules
+        .closing()
+        .map(|policy| format!("AccessPolicy/{policy}"))
 }
 
 fn kept(key: &str, text: &str) -> FilterStateValue {
@@ -125,7 +136,13 @@ pub(super) fn of_requests(authorization: Authorization) -> AccessLog {
                 ("verdict", rbac("enforced_engine_result")),
                 ("reason", state(REASON)),
                 ("service", state(SERVICE)),
-                ("object", rbac("enforced_effective_policy_id")),
+                (
+                    "object",
+                    first_of(
+                        ["DYNAMIC_METADATA", ENFORCED_POLICY],
+                        ["FILTER_STATE", OBJECT_TEXT],
+                    ),
+                ),
                 ("dry_run", rbac("shadow_engine_result")),
                 ("dry_run_object", rbac("shadow_effective_policy_id")),
             ]);
@@ -171,8 +188,8 @@ pub(super) fn of_asked_connection(route: &str, pattern: &HostPattern) -> Vec<Acc
 pub(super) fn of_ruled_connection(
     route: &str,
     pattern: &HostPattern,
-    admitted: AccessReason,
-    refused: AccessReason,
+    rules: &Rules,
+    [admitted, refused]: [AccessReason; 2],
 ) -> Vec<AccessLog> {
     let rbac = |key: &str| metadata(rbac::NETWORK_FILTER, key);
     let result = format!("{}shadow_engine_result", rbac::ENFORCED);
@@ -191,6 +208,10 @@ pub(super) fn of_ruled_connection(
     let told = [("allowed", admitted), ("denied", refused)].map(|(verdict, reason)| {
         let mut fields = fields.clone();
         fields.push(("reason", reason.as_str().to_owned()));
+        if let Some(policy) = closing(rules).filter(|_| verdict == "denied") {
+            fields.retain(|(name, _)| *name != "object");
+            fields.push(("object", policy));
+        }
         json_lines(&fields, Some(only_if(&result, Some(verdict))))
     });
     told.into_iter().chain([none]).collect()

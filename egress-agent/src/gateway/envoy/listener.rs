@@ -23,7 +23,7 @@ use super::pb::{address, ads, any, core, number, seconds, yes};
 use super::{Authorization, access_log, authz, cluster, forward, lookup, rbac, routes_name, tls};
 use crate::gateway::access::AccessReason;
 use crate::gateway::host::HostPattern;
-use crate::gateway::policy::{Listener, PassthroughRoute};
+use crate::gateway::policy::{Listener, PassthroughRoute, Rules};
 
 /// Bytes of a client that wait until the outside is reached.
 const EARLY_DATA: u32 = 64 << 10;
@@ -130,12 +130,14 @@ fn pass_on(
                 rbac::of_connection(trust_domain, &route.rules, &route.service, &stat_prefix);
             let filters = rules.map(|config| network(rbac::NETWORK_FILTER, config));
             let reason = rbac::admitted(&route.rules, Some(&route.service));
-            let refused = AccessReason::NotAdmitted;
-            let log = access_log::of_ruled_connection(&name, pattern, reason, refused);
+            let reasons = [reason, AccessReason::NotAdmitted];
+            let log = access_log::of_ruled_connection(&name, pattern, &route.rules, reasons);
             (Vec::from(filters), log)
         }
         Authorization::ExtAuthz => {
-            let filter = network(authz::NETWORK_FILTER, authz::of_connection(&stat_prefix));
+            let upstream = cluster::passthrough_name(route);
+            let config = authz::of_connection(&stat_prefix, &upstream);
+            let filter = network(authz::NETWORK_FILTER, config);
             (
                 vec![filter],
                 access_log::of_asked_connection(&name, pattern),
@@ -157,7 +159,7 @@ fn refuse(pattern: &HostPattern) -> Vec<Filter> {
     let rules = rbac::of_nobody("refused");
     let mut filters = Vec::from(rules.map(|config| network(rbac::NETWORK_FILTER, config)));
     let reason = AccessReason::UnknownHost;
-    let log = access_log::of_ruled_connection("", pattern, reason, reason);
+    let log = access_log::of_ruled_connection("", pattern, &Rules::nobody(), [reason; 2]);
     filters.push(tcp_proxy("refused", "refused".to_owned(), log));
     filters
 }

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use super::pb::{any, core, exact, matcher, number, prefix, regex, string};
 use crate::gateway::access::AccessReason;
+use crate::gateway::decision::ANY_HOST;
 use crate::gateway::identity::{ID_REGEX, id_prefix};
 use crate::gateway::path::TextPattern;
 use crate::gateway::policy::{Clients, Entry, HeaderCondition, ObjectName, Rules};
@@ -112,7 +113,7 @@ fn enforced(
             ..Policy::default()
         };
         let name = service.map_or_else(
-            || "ALLOW_ANY".to_owned(),
+            || ANY_HOST.to_owned(),
             |service| format!("ExternalService/{service}"),
         );
         enforced.insert(name, authenticated);

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 use envoy_types::pb::google::protobuf::Any;
 
 use super::pb::{regex, seconds};
-use super::{Authorization, access_log, cluster, forward, rbac, routes_name};
+use super::{Authorization, access_log, authz, cluster, forward, rbac, routes_name};
 use crate::gateway::host::HostName;
 use crate::gateway::policy::{Listener, Route, Upstream};
 
@@ -104,6 +104,8 @@ fn route(
         }
         Authorization::ExtAuthz => {
             configure(rbac::FILTER, rbac::per_route_open());
+            let upstream = cluster::name(&route.upstream);
+            configure(authz::FILTER, authz::per_route(&upstream));
             let (filter, kept) = access_log::of_asked_route();
             configure(filter, kept);
         }

@@ -12,6 +12,7 @@ use envoy_types::pb::google::rpc::Status;
 use tonic::Code;
 
 use super::decide::Verdict;
+use crate::gateway::Decision;
 
 /// What a client is told, whatever the reason: the same as Envoy's own RBAC says.
 const BODY: &str = "RBAC: access denied";
@@ -68,6 +69,7 @@ fn metadata(verdict: &Verdict, revision: &str) -> Struct {
         ("service", verdict.service()),
         ("object", verdict.object()),
         ("dry_run", dry_run.map(|allowed| word(allowed).to_owned())),
+        ("dry_run_object", decision.and_then(Decision::would_be_by)),
         ("revision", Some(revision.to_owned())),
     ];
     let text = |text| Value {

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
 
 use crate::gateway::access::HeaderLines;
+use crate::gateway::envoy::UPSTREAM;
 
 /// A question, borrowed from the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Asked<'a> {
     pub sni: &'a str,
     /// None for a connection (the network filter).
     pub http: Option<Http<'a>>,
+    /// Cluster to which the gateway would pass it on, where the gateway was configured to tell.
+    pub upstream: Option<&'a str>,
 }
 
 /// The request in a question.
@@ -69,6 +72,10 @@ pub fn read(request: &CheckRequest) -> Result<Asked<'_>, &'static str> {
             .as_ref()
             .map_or("", |session| session.sni.as_str()),
         http: http.map(read_http).transpose()?,
+        upstream: attributes
+            .context_extensions
+            .get(UPSTREAM)
+            .map(String::as_str),
     })
 }
 

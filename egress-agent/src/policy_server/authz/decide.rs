@@ -3,7 +3,7 @@
 use super::attributes::Asked;
 use crate::gateway::access::{AccessReason, decide_access_with};
 use crate::gateway::{
-    Connection, Decision, ObjectName, Request, SpiffeId, decide_connection, has_two_readings,
+    Connection, Decision, ObjectName, Request, SpiffeId, decide_connection, envoy, has_two_readings,
 };
 use crate::policy_server::{Caller, GatewayPod, PodAccount, Served};
 
@@ -36,6 +36,9 @@ pub enum Cause {
     StolenIdentity,
     /// A connection without server name: nothing tells where it should go.
     NoServerName,
+    /// The policy admits, but the gateway would pass it on to where another policy says: it has
+    /// not taken its new configuration yet.
+    StaleRoute,
 }
 
 impl Cause {
@@ -49,6 +52,7 @@ impl Cause {
             Self::UnknownAddress => "unknown-address",
             Self::StolenIdentity => "stolen-identity",
             Self::NoServerName => "no-server-name",
+            Self::StaleRoute => "stale-route",
         }
     }
 }
@@ -72,11 +76,9 @@ impl Verdict {
             .is_some_and(|decision| decision.allowed)
     }
 
-    /// `AccessPolicy/namespace/name#entry` of the entry that admits.
+    /// The object that decided, with its entry where one did.
     pub fn object(&self) -> Option<String> {
-        let decision = self.decision.as_ref()?;
-        let (policy, entry) = (decision.object.as_ref()?, decision.entry?);
-        Some(format!("AccessPolicy/{policy}#{entry}"))
+        self.decision.as_ref()?.decided_by()
     }
 
     /// `ExternalService/namespace/name` that names the host.
@@ -133,10 +135,14 @@ pub fn decide(served: &Served, caller: &Caller, asked: &Asked<'_>, binding: Bind
             verdict.cause = Cause::Policy(AccessReason::BadPath);
         }
         Ok(client) => {
-            if let Some((gateway, decision)) = ask(served, pod, asked, &client) {
-                verdict.cause = Cause::Policy(decision.reason);
-                verdict.gateway = Some(gateway.clone());
-                verdict.decision = Some(decision);
+            if let Some(answer) = ask(served, pod, asked, &client) {
+                verdict.gateway = Some(answer.gateway.clone());
+                if answer.decision.allowed && answer.elsewhere {
+                    verdict.cause = Cause::StaleRoute;
+                } else {
+                    verdict.cause = Cause::Policy(answer.decision.reason);
+                    verdict.decision = Some(answer.decision);
+                }
             }
         }
     }
@@ -173,6 +179,26 @@ fn check_owner(
     }
 }
 
+/// What one `VirtualGateway` says.
+struct Answer<'a> {
+    gateway: &'a ObjectName,
+    decision: Decision,
+    /// Its policy has another way for it than the gateway's Envoy would take.
+    elsewhere: bool,
+}
+
+impl Answer<'_> {
+    fn rank(&self) -> u8 {
+        match self.decision.reason {
+            AccessReason::NoListener => 0,
+            AccessReason::UnknownHost => 1,
+            AccessReason::UnknownPort => 2,
+            _ if self.elsewhere => 3,
+            _ => 4,
+        }
+    }
+}
+
 /// Asks the policy of each `VirtualGateway` that selects the gateway's pod. Where several listen
 /// on that port, the one that serves the host decides, and of two such the first by name: what
 /// may be reached is a matter of the host's own policies, equal for both.
@@ -181,62 +207,67 @@ fn ask<'a>(
     pod: &'a GatewayPod,
     asked: &Asked<'_>,
     client: &SpiffeId,
-) -> Option<(&'a ObjectName, Decision)> {
-    let mut best: Option<(u8, &ObjectName, Decision)> = None;
+) -> Option<Answer<'a>> {
+    let mut best: Option<Answer<'_>> = None;
     for gateway in &pod.gateways {
-        let decision = decide_at(served, gateway, client, asked);
-        let rank = match decision.reason {
-            AccessReason::NoListener => 0,
-            AccessReason::UnknownHost => 1,
-            AccessReason::UnknownPort => 2,
-            _ => 3,
-        };
-        if best.as_ref().is_none_or(|(before, ..)| rank > *before) {
-            best = Some((rank, gateway, decision));
+        let answer = ask_one(served, gateway, client, asked);
+        if best
+            .as_ref()
+            .is_none_or(|before| answer.rank() > before.rank())
+        {
+            best = Some(answer);
         }
     }
-    best.map(|(_, gateway, decision)| (gateway, decision))
+    best
 }
 
-fn decide_at(
+fn ask_one<'a>(
     served: &Served,
-    gateway: &ObjectName,
+    gateway: &'a ObjectName,
     client: &SpiffeId,
     asked: &Asked<'_>,
-) -> Decision {
+) -> Answer<'a> {
     let (_, listener) = asked.gateway;
-    match &asked.http {
-        Some(http) => {
-            let headers: Vec<(&str, &str)> = http
-                .headers
-                .iter()
-                .map(|(name, value)| (*name, value.as_ref()))
-                .collect();
-            decide_access_with(
-                &served.policy,
-                &Request {
-                    gateway,
-                    listener,
-                    client,
-                    client_ip: asked.client,
-                    authority: http.authority,
-                    method: http.method,
-                    path: http.path,
-                    normalized: true,
-                    headers: &headers,
-                },
-                http.lines,
-            )
-        }
-        None => decide_connection(
-            &served.policy,
-            &Connection {
-                gateway,
-                listener,
-                client,
-                client_ip: asked.client,
-                sni: asked.sni,
-            },
-        ),
+    let client_ip = asked.client;
+    let (decision, way) = if let Some(http) = &asked.http {
+        let headers: Vec<(&str, &str)> = http
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_ref()))
+            .collect();
+        let request = Request {
+            gateway,
+            listener,
+            client,
+            client_ip,
+            authority: http.authority,
+            method: http.method,
+            path: http.path,
+            normalized: true,
+            headers: &headers,
+        };
+        let decision = decide_access_with(&served.policy, &request, http.lines);
+        let way = asked
+            .upstream
+            .map(|_| envoy::way_of_request(&served.policy, &request));
+        (decision, way)
+    } else {
+        let connection = Connection {
+            gateway,
+            listener,
+            client,
+            client_ip,
+            sni: asked.sni,
+        };
+        let decision = decide_connection(&served.policy, &connection);
+        let way = asked
+            .upstream
+            .map(|_| envoy::way_of_connection(&served.policy, &connection));
+        (decision, way)
+    };
+    Answer {
+        gateway,
+        decision,
+        elsewhere: way.is_some_and(|way| way.as_deref() != asked.upstream),
     }
 }

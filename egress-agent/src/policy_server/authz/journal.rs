@@ -1,16 +1,47 @@
-//! Decisions in the log: refusals and would-be refusals in full, up to a rate.
+//! Decisions in the log: refusals and would-be refusals up to a rate, what is admitted at level
+//! DEBUG.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use super::attributes::Asked;
 use super::decide::Verdict;
+use crate::gateway::Decision;
 use crate::policy_server::Caller;
 
 /// Lines of one cause in each [`PERIOD`]; the rest is counted.
 const LINES: u32 = 50;
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// A decision in full. What it names is only looked up where the level is written.
+macro_rules! line {
+    ($level:expr, $verdict:ident, $asked:ident, $left_out:expr) => {{
+        let word = |allowed| if allowed { "allowed" } else { "denied" };
+        let decision = $verdict.decision.as_ref();
+        let http = $asked.http.as_ref();
+        tracing::event!(
+            $level,
+            event = "access",
+            verdict = word($verdict.allowed()),
+            reason = $verdict.cause.as_str(),
+            dry_run = decision.and_then(|it| it.dry_run).map(word),
+            dry_run_object = decision.and_then(Decision::would_be_by),
+            gateway = $verdict.gateway.as_ref().map(ToString::to_string),
+            service = $verdict.service(),
+            object = $verdict.object(),
+            principal = short($asked.principal),
+            client = %$asked.client,
+            owner = $verdict.owner,
+            host = short(http.map_or($asked.sni, |http| http.authority)),
+            method = http.map(|http| short(http.method)),
+            path = http.map(|http| short(http.path)),
+            left_out = $left_out,
+        );
+    }};
+}
 
 /// Writes decisions to the log.
 #[derive(Debug, Default)]
@@ -33,14 +64,7 @@ impl Journal {
             .and_then(|decision| decision.dry_run)
             .is_some_and(|allowed| allowed != verdict.allowed());
         if verdict.allowed() && !would_refuse {
-            tracing::debug!(
-                event = "access",
-                verdict = "allowed",
-                reason = verdict.cause.as_str(),
-                object = verdict.object(),
-                principal = asked.principal,
-                client = %asked.client,
-            );
+            line!(Level::DEBUG, verdict, asked, 0);
             return;
         }
         let cause = if would_refuse && verdict.allowed() {
@@ -48,28 +72,9 @@ impl Journal {
         } else {
             verdict.cause.as_str()
         };
-        let Some(left_out) = self.may_write(cause) else {
-            return;
-        };
-        let http = asked.http.as_ref();
-        tracing::info!(
-            event = "access",
-            verdict = if verdict.allowed() { "allowed" } else { "denied" },
-            reason = verdict.cause.as_str(),
-            dry_run = verdict.decision.as_ref().and_then(|it| it.dry_run).map(|allowed| {
-                if allowed { "allowed" } else { "denied" }
-            }),
-            gateway = verdict.gateway.as_ref().map(ToString::to_string),
-            service = verdict.service(),
-            object = verdict.object(),
-            principal = short(asked.principal),
-            client = %asked.client,
-            owner = verdict.owner,
-            host = short(http.map_or(asked.sni, |http| http.authority)),
-            method = http.map(|http| short(http.method)),
-            path = http.map(|http| short(http.path)),
-            left_out,
-        );
+        if let Some(left_out) = self.may_write(cause) {
+            line!(Level::INFO, verdict, asked, left_out);
+        }
     }
 
     /// A caller that is no gateway.

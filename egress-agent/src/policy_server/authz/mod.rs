@@ -23,6 +23,7 @@ pub use decide::{Binding, Cause, Verdict, decide};
 
 use super::metrics::PolicyMetrics;
 use super::{Caller, Served};
+use crate::gateway::envoy::UPSTREAM;
 use journal::Journal;
 
 /// The service.
@@ -68,9 +69,14 @@ impl Authorization for Authz {
                 caller.identity
             )));
         }
-        let asked = attributes::read(request.get_ref())
+        let mut asked = attributes::read(request.get_ref())
             .inspect_err(|_| self.metrics.caller_refused("bad-request"))
             .map_err(Status::invalid_argument)?;
+        // What is told with the call comes from the network filter's configuration; what is no
+        // text is no cluster.
+        let told = request.metadata().get(UPSTREAM);
+        let told = told.map(|value| value.to_str().unwrap_or_default());
+        asked.upstream = asked.upstream.or(told);
         let verdict = decide(&served, &caller, &asked, self.binding);
         self.metrics.decided(&verdict, begin.elapsed());
         self.journal.write(&verdict, &asked);

@@ -110,6 +110,38 @@ fn a_certificate_counts_only_where_its_pod_is() {
 }
 
 #[test]
+fn a_gateway_that_would_pass_it_on_elsewhere_is_refused() {
+    let told = |mut question: CheckRequest, upstream: &str| {
+        let extensions = &mut fixture::attributes(&mut question).context_extensions;
+        extensions.insert("sallyport-upstream".to_owned(), upstream.to_owned());
+        outcome(&question)
+    };
+    let asked = |account: &str, ip: &str| request(account, ip, "api.example", "/b");
+    let own = "outbound|443||api.example|alpn|tls||";
+    assert_eq!(
+        told(asked("productpage", PRODUCTPAGE), own),
+        (true, "admitted")
+    );
+    let older = "outbound|8443||api.example|alpn|tls||";
+    assert_eq!(
+        told(asked("productpage", PRODUCTPAGE), older),
+        (false, "stale-route")
+    );
+    assert_eq!(
+        told(asked("reviews", REVIEWS), older),
+        (false, "not-admitted")
+    );
+    let connect = || connection("productpage", PRODUCTPAGE, "tls.example");
+    let own = "outbound|443||*|passthrough";
+    assert_eq!(told(connect(), own), (true, "admitted"));
+    assert_eq!(told(connect(), ""), (false, "stale-route"));
+    // Of two gateways on the pod the one that has this way for it.
+    let second = request("productpage", PRODUCTPAGE, "api.test", "/b");
+    let own = "outbound|443||api.test|alpn|tls||";
+    assert_eq!(told(second, own), (true, "admitted"));
+}
+
+#[test]
 fn a_name_is_read_strictly() {
     for (principal, expected) in [
         ("", "no-principal"),
