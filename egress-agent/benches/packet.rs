@@ -6,7 +6,7 @@ mod support;
 
 use egress_common::limits::MAX_PREFIXES;
 use egress_common::maps::{
-    DENY_DROP, Endpoint, FLAG_COVERED, Flow, MODE_AUDIT, MODE_OFF, NO_RULE, PrefixKey4,
+    DENY_DROP, Endpoint, FLAG_COVERED, FLOW_PAD, Flow, MODE_AUDIT, MODE_OFF, NO_RULE, PrefixKey4,
 };
 use egress_common::memory::{MemoryTables, POLICY_BITS};
 use egress_common::packet::{TCP, TCP_ACK, TCP_SYN, UDP, mapped};
@@ -225,7 +225,7 @@ fn main() {
         &Flow {
             seen_ns: now_ns(),
             state: 0,
-            pad: 0,
+            pad: [0; FLOW_PAD],
         },
     );
     // Test runs are of the root cgroup, whose id is 1.

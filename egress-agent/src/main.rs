@@ -1,34 +1,11 @@
-//! The node agent.
+//! The node agent; see `egress_agent::agent`.
 
 use std::process::ExitCode;
-
-use clap::Parser as _;
-use egress_agent::agent::{LogFormat, Options, run};
-use tracing_subscriber::EnvFilter;
 
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The source tells by itself, once, what the client tells at every try.
-const LOG: &str = "info,kube_client=off";
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    let options = Options::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match options.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    match run(options).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(event = "failed", "{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> ExitCode {
+    egress_agent::agent::main()
 }

@@ -227,7 +227,7 @@ fn needs_root_uninstall_leaves_nothing() {
             .output()
             .expect("run");
         assert_eq!(refused.status.code(), Some(1), "nobody confirmed");
-        assert!(node.bpffs.join("sallyport/v1/maps/sp_config").exists());
+        assert!(node::root(&node.bpffs).join("maps/sp_config").exists());
 
         let agent = Agent::start(node);
         let refused = node
@@ -242,7 +242,7 @@ fn needs_root_uninstall_leaves_nothing() {
         // Programs live on in their loader; it goes as an agent's process would.
         node.forget_programs();
         let pins = |folder: &str| {
-            let folder = node.bpffs.join("sallyport/v1").join(folder);
+            let folder = node::root(&node.bpffs).join(folder);
             std::fs::read_dir(folder).expect("pins").count()
         };
         let (links, maps) = (pins("links"), pins("maps"));

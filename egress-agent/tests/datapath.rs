@@ -178,8 +178,6 @@ fn needs_root_hooks_are_pinned_found_again_and_keep_their_place() {
             others.push(stranger(place, "pod0"));
             let found = states(&datapath.observe().unwrap(), ifindex);
             assert_eq!(found, [Some(LinkState::Displaced), Some(LinkState::Good)]);
-            let displaced = datapath.displaced().unwrap();
-            assert_eq!(displaced, [(ifindex, Direction::Ingress)]);
             datapath.attach(ifindex, Direction::Ingress).unwrap();
             assert_eq!(states(&datapath.observe().unwrap(), ifindex), good);
             let (_, programs) = SchedClassifier::query_tcx("pod0", TcAttachType::Ingress).unwrap();

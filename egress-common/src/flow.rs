@@ -4,7 +4,7 @@
 use crate::limits::{
     ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
 };
-use crate::maps::{Endpoint, Flow, FlowKey, network4, network6, pair, word};
+use crate::maps::{Endpoint, FLOW_PAD, Flow, FlowKey, network4, network6, pair, word};
 use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, bytes, icmp};
 use crate::tables::{Full, Tables};
 
@@ -131,7 +131,7 @@ pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -
         flow = Flow {
             seen_ns: now_ns,
             state,
-            pad: 0,
+            pad: [0; FLOW_PAD],
         };
         // An entry that is not written anew ends earlier: closed, not open.
         let _ = tables.set_flow_in(&key, &flow);
@@ -190,7 +190,7 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
                 &Flow {
                     seen_ns: now_ns,
                     state,
-                    pad: 0,
+                    pad: [0; FLOW_PAD],
                 },
             );
         }
@@ -211,7 +211,7 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
         &Flow {
             seen_ns: now_ns,
             state: 0,
-            pad: 0,
+            pad: [0; FLOW_PAD],
         },
     );
 }
@@ -254,7 +254,7 @@ fn touch_out<T: Tables>(
         &Flow {
             seen_ns: now_ns,
             state: 0,
-            pad: 0,
+            pad: [0; FLOW_PAD],
         },
     )
 }

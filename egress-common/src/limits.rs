@@ -1,17 +1,26 @@
 //! Sizes that both sides must agree on, and the times after which state is stale.
 
+/// Maps of the other layout are small where tests fill them.
+const fn small(tests: u32, size: u32) -> u32 {
+    if cfg!(feature = "other-layout") {
+        tests
+    } else {
+        size
+    }
+}
+
 /// Pods with state of their own on one node. Slot 0 stands for pods that are not known (yet).
 pub const MAX_SLOTS: u32 = 1024;
 /// Devices of held pods on one node.
-pub const MAX_DEVICES: u32 = 2 * MAX_SLOTS;
+pub const MAX_DEVICES: u32 = small(8, 2 * MAX_SLOTS);
 /// Cgroups of pods on one node, held or not.
-pub const MAX_CGROUPS: u32 = 4 * MAX_SLOTS;
+pub const MAX_CGROUPS: u32 = small(12, 4 * MAX_SLOTS);
 /// Places in `sp_covered`; a power of two.
 pub const COVERED_PLACES: u32 = 1 << 16;
 /// Whole addresses (with port) of all policies of a node, per address family.
-pub const MAX_EXACT: u32 = 262_144;
+pub const MAX_EXACT: u32 = small(512, 262_144);
 /// Prefixes of all policies of a node, per address family.
-pub const MAX_PREFIXES: u32 = 131_072;
+pub const MAX_PREFIXES: u32 = small(512, 131_072);
 /// Flows opened from outside, and flows opened by pods, that a node remembers; each.
 pub const MAX_FLOWS: u32 = 131_072;
 /// Fragmented packets in flight on a node.
@@ -19,7 +28,7 @@ pub const MAX_FRAGMENTS: u32 = 8_192;
 /// Remembered (pod, destination) pairs with the process that asked for them.
 pub const MAX_ORIGINS: u32 = 32_768;
 /// Bytes of the event ring buffer.
-pub const EVENT_RING_BYTES: u32 = 1 << 20;
+pub const EVENT_RING_BYTES: u32 = small(1 << 12, 1 << 20);
 /// Port ranges of one prefix.
 pub const MAX_RANGES: usize = 16;
 /// IPv6 extension headers in one packet; more are not parsed, and dropped.

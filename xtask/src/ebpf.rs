@@ -20,12 +20,28 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "egress-ebpf";
+/// The feature of all three crates.
+pub const OTHER_LAYOUT: &str = "other-layout";
 
 /// Gets what is missing, compiles, and leaves the object at [`Workspace::ebpf_object`].
 pub fn build(workspace: &Workspace) -> Result<PathBuf> {
+    build_with(workspace, None, workspace.ebpf_object())
+}
+
+/// The same with maps of another layout, for the tests of upgrades.
+pub fn build_other_layout(workspace: &Workspace) -> Result<PathBuf> {
+    let object = workspace.other_layout().join("egress-ebpf.o");
+    fs::create_dir_all(workspace.other_layout())?;
+    build_with(workspace, Some(OTHER_LAYOUT), object)
+}
+
+fn build_with(workspace: &Workspace, feature: Option<&str>, object: PathBuf) -> Result<PathBuf> {
     let toolchain = tools::bpf_toolchain(workspace)?;
     say("kernel", format_args!("compiling {PACKAGE} for {TARGET}"));
-    cargo(workspace, &toolchain, "build").run()?;
+    let features = feature.map(|feature| ["--features", feature]);
+    cargo(workspace, &toolchain, "build")
+        .args(features.into_iter().flatten())
+        .run()?;
     let linked = target_dir(workspace)
         .join(TARGET)
         .join("release")
@@ -33,7 +49,6 @@ pub fn build(workspace: &Workspace) -> Result<PathBuf> {
     let stripped = linked.with_extension("o");
     fs::copy(&linked, &stripped).with_context(|| format!("copying {}", linked.display()))?;
     strip(&toolchain, &stripped)?;
-    let object = workspace.ebpf_object();
     let size = fs::metadata(&stripped)?.len();
     let text = if replace_if_changed(&stripped, &object)? {
         "new"

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -27,8 +28,8 @@ const NEEDS_ROOT: &str = "needs_root";
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Tests find what was built in SALLYPORT_AGENT, SALLYPORT_EGRESSCTL, SALLYPORT_ENVOY \
-                        and SALLYPORT_EBPF_OBJECT (absolute paths).\n\
+    after_help = "Tests find what was built in SALLYPORT_AGENT, SALLYPORT_EGRESSCTL, SALLYPORT_ENVOY, \
+                        SALLYPORT_EBPF_OBJECT and SALLYPORT_OTHER_LAYOUT (absolute paths).\n\
                         Seeds are fixed: PROPTEST_RNG_SEED and SALLYPORT_SEED choose others, PROPTEST_CASES and \
                         SALLYPORT_FRAMES how many.\n\
                         The last line is `tests: N passed, N failed, N skipped`."
@@ -54,16 +55,23 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let mut report = Report::default();
     let ready = report.stage("set-up and build", || {
         let runtime = tools::runtime(workspace)?;
-        Ok((binaries::build(workspace, false)?, runtime))
+        let built = binaries::build(workspace, false)?;
+        // Of a part those build it that need it.
+        let other_layout = match (&args.filter, args.no_root) {
+            (None, false) => Some(binaries::build_other_layout(workspace)?),
+            _ => None,
+        };
+        Ok((built, other_layout, runtime))
     });
-    if let Some((built, runtime)) = ready {
+    if let Some((built, other_layout, runtime)) = ready {
         if args.filter.is_none() {
             for (name, step) in checks::STEPS {
                 report.stage(name, || step(workspace));
             }
         }
         let started = Instant::now();
-        let (counts, ok) = match cargo_test(workspace, args, &built, &runtime) {
+        let other_layout = other_layout.as_deref();
+        let (counts, ok) = match cargo_test(workspace, args, &built, other_layout, &runtime) {
             Ok(result) => result,
             Err(error) => {
                 say("FAILED", format_args!("{error:#}"));
@@ -84,13 +92,20 @@ fn cargo_test(
     workspace: &Workspace,
     args: &Args,
     built: &Built,
+    other_layout: Option<&Path>,
     runtime: &Runtime,
 ) -> Result<(Counts, bool)> {
     let mut counts = Counts::default();
     let (variable, default) = SEED;
     let seed = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    let other_layout = other_layout.map(|path| ("SALLYPORT_OTHER_LAYOUT", path));
     let command = || {
-        Cmd::new("cargo")
+        let cargo = Cmd::new("cargo");
+        let cargo = match other_layout {
+            Some((variable, path)) => cargo.env(variable, path),
+            None => cargo,
+        };
+        cargo
             .env(variable, &seed)
             .args(["test", "--workspace", "--no-fail-fast", "--"])
             .args(&args.filter)

@@ -57,6 +57,11 @@ impl Workspace {
         self.target.join("ebpf").join("egress-ebpf.o")
     }
 
+    /// Where an agent whose maps have another layout is, with its `egressctl`.
+    pub fn other_layout(&self) -> PathBuf {
+        self.target.join("other-layout")
+    }
+
     /// A built binary of this workspace.
     pub fn binary(&self, name: &str, release: bool) -> PathBuf {
         self.target

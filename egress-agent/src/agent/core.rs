@@ -18,7 +18,7 @@ use super::run_dir::{LAST_GOOD, Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
-use crate::datapath::{Direction, Kernel, Observed};
+use crate::datapath::{Kernel, Observed};
 use crate::index::{Effect, Heritage, Index, Key, Problem};
 use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
@@ -35,22 +35,22 @@ const EVENT_BURST: u32 = 64;
 /// What the agent knows and holds.
 #[derive(Debug)]
 pub struct Core {
-    settings: compile::Settings,
+    pub(super) settings: compile::Settings,
     unknown_mode: u8,
     kubepods_level: u32,
     index: Index,
     compiled: Compiled,
     scout: Scout,
     sightings: Sightings,
-    reconciler: Reconciler<Kernel>,
+    pub(super) reconciler: Reconciler<Kernel>,
     gateways: Gateways,
     run_dir: RunDir,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     nri: Arc<nri::Board>,
     /// Whether the kernel is as desired.
     synced: watch::Sender<bool>,
-    observed: Observed,
-    status: NodeStatus,
+    pub(super) observed: Observed,
+    pub(super) status: NodeStatus,
     writes: u64,
     announced: bool,
     /// The last update, without its objects: what could not be read, and how new it is.
@@ -63,7 +63,7 @@ pub struct Core {
     bequeathed: Vec<u8>,
     problems: BTreeSet<Problem>,
     failures: BTreeSet<String>,
-    board: Board,
+    pub(super) board: Board,
 }
 
 /// What came of a pass.
@@ -267,41 +267,6 @@ impl Core {
         true
     }
 
-    /// Whether another program has come before ours on a device.
-    pub fn is_displaced(&self) -> bool {
-        match self.reconciler.executor.datapath.displaced() {
-            Ok(displaced) => {
-                for (ifindex, direction) in &displaced {
-                    tracing::warn!(
-                        event = "hook_displaced",
-                        ifindex,
-                        direction = direction.name(),
-                        "another program came first on this device; going before it again"
-                    );
-                    self.tell_displaced(*ifindex, *direction);
-                }
-                !displaced.is_empty()
-            }
-            Err(error) => {
-                tracing::error!(event = "hooks_unreadable", %error);
-                false
-            }
-        }
-    }
-
-    fn tell_displaced(&self, ifindex: u32, direction: Direction) {
-        let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
-        let Some(pod) = self.status.pods.iter().find(has) else {
-            return;
-        };
-        let note = format!(
-            "another program came first on device {ifindex} ({}); Sallyport's hook goes before it \
-             again",
-            direction.name()
-        );
-        self.board.notice(notice(pod, true, "HookDisplaced", note));
-    }
-
     /// Where the container runtime's questions meet what passes say.
     pub fn nri(&self) -> Arc<nri::Board> {
         Arc::clone(&self.nri)
@@ -498,9 +463,9 @@ impl Core {
         let counted = status.pods.iter();
         self.metrics
             .set_pods(counted.map(|pod| (pod.mode, pod.coverage.name())));
-        if self.status != status || !self.announced {
-            self.run_dir
-                .write("status.json", &serde_json::to_vec_pretty(&status)?)?;
+        if self.status != status || !self.announced || !self.run_dir.has_told("status.json") {
+            let text = serde_json::to_vec_pretty(&status)?;
+            self.run_dir.tell("status.json", &text);
             self.status = status;
         }
         Ok(())
@@ -531,7 +496,7 @@ impl Core {
 }
 
 /// What happened to a pod.
-fn notice(pod: &PodStatus, warning: bool, reason: &'static str, note: String) -> Notice {
+pub(super) fn notice(pod: &PodStatus, warning: bool, reason: &'static str, note: String) -> Notice {
     Notice {
         regarding: Regarding {
             api_version: "v1".to_owned(),

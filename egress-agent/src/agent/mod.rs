@@ -4,11 +4,13 @@
 mod announced;
 mod conntrack;
 mod core;
+mod disturbed;
 pub mod gateway_status;
 mod gateways;
 mod options;
 mod own_pod;
 mod policy;
+mod program;
 mod run_dir;
 mod source;
 pub mod startup_taint;
@@ -30,6 +32,7 @@ pub use options::{
     ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
     UnknownPods,
 };
+pub use program::main;
 pub use run_dir::{LAST_GOOD, Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
@@ -44,8 +47,9 @@ use status::{Board, Telling, Terms};
 
 /// The kernel's state is compared with the desired one so often whatever happens.
 const RESYNC: Duration = Duration::from_secs(10);
-/// Hooks are looked at so often for programs that came before ours.
-const PLACE_CHECK: Duration = Duration::from_secs(1);
+/// What stands in the kernel is compared so often with what the last pass left, so that a hook that
+/// somebody takes off or goes before is back within a second.
+const PLACE_CHECK: Duration = Duration::from_millis(500);
 /// First and longest wait before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// Between a pass and the next one for new objects: in a big cluster endpoints change all the time.
@@ -144,7 +148,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
                 () = sleep_until(again) => break false,
                 _ = place_check.tick() => {
-                    if tokio::task::block_in_place(|| core.is_displaced()) {
+                    if tokio::task::block_in_place(|| core.is_disturbed()) {
                         break false;
                     }
                 }

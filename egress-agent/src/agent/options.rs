@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, env = "SALLYPORT_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// BPF file system; pins are below DIR/sallyport/v1.
+    /// BPF file system; pins are below DIR/sallyport.
     #[arg(
         long,
         env = "SALLYPORT_BPFFS",

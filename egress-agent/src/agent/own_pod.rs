@@ -22,11 +22,30 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
     let own = pods.find(|(_, pod)| cgroups::processes(&pod.path).contains(&std::process::id()));
     // On the node itself there is no gate.
     let Some((uid, own)) = own else { return Ok(()) };
+    let endpoint = pass();
+    // Until hooks of another version are swapped, its maps count.
+    kernel
+        .datapath
+        .let_through_others(own.id, &endpoint)
+        .context("can't let the agent's own pod through the gate of another version")?;
     let observed = kernel.observe().context("can't read the kernel's state")?;
     if observed.cgroups.contains_key(&own.id) {
         return Ok(());
     }
-    let endpoint = Endpoint {
+    let op = Op::SetCgroup {
+        cgroup: own.id,
+        endpoint,
+    };
+    kernel
+        .execute(&op, &DesiredState::default())
+        .context("can't let the agent's own pod through the gate")?;
+    tracing::info!(event = "own_pod_let_through", uid, cgroup = own.id);
+    Ok(())
+}
+
+/// The entry of a pod that nobody holds.
+fn pass() -> Endpoint {
+    Endpoint {
         slot: 0,
         policy: 0,
         v4_be: [0; 4],
@@ -40,16 +59,7 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
         near4: [Near4::default(); NEAR4],
         near6: [Near6::default(); NEAR6],
         pad: [0; 4],
-    };
-    let op = Op::SetCgroup {
-        cgroup: own.id,
-        endpoint,
-    };
-    kernel
-        .execute(&op, &DesiredState::default())
-        .context("can't let the agent's own pod through the gate")?;
-    tracing::info!(event = "own_pod_let_through", uid, cgroup = own.id);
-    Ok(())
+    }
 }
 
 /// Depth of kubepods. A node that is itself a container (kind) shows only its own part of the

@@ -1,5 +1,6 @@
 //! The directory in which a running agent can be found.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct Ready {
 pub struct RunDir {
     path: PathBuf,
     ready: Option<Ready>,
+    /// By name: why a file could not be written; said once for as long as it lasts.
+    untold: BTreeMap<String, String>,
     /// The lock ends with the process, however that ends.
     _lock: File,
 }
@@ -52,11 +55,17 @@ impl RunDir {
                 return Err(error).with_context(|| format!("can't lock {}", file.display()));
             }
         }
-        lock.set_len(0)?;
-        writeln!(lock, "{}", std::process::id())?;
+        // For people; the lock holds without it.
+        let named = lock
+            .set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        if let Err(error) = named {
+            tracing::error!(event = "run_dir_unwritable", path = %file.display(), %error);
+        }
         let mut run_dir = Self {
             path: path.to_owned(),
             ready: None,
+            untold: BTreeMap::new(),
             _lock: lock,
         };
         // One that was killed left its own.
@@ -68,13 +77,36 @@ impl RunDir {
         &self.path
     }
 
-    /// Says that all is in step.
+    /// Says that all is in step. On a full disk nobody can be told, which is no reason to do less.
     pub fn set_ready(&mut self, ready: Ready) -> Result<()> {
-        if self.ready.as_ref() != Some(&ready) {
-            self.write("ready", &serde_json::to_vec(&ready)?)?;
+        if self.ready.as_ref() != Some(&ready) && self.tell("ready", &serde_json::to_vec(&ready)?) {
             self.ready = Some(ready);
         }
         Ok(())
+    }
+
+    /// Replaces a file that others read; whether it was written. What stands in the way is logged,
+    /// and the next pass tries again.
+    pub fn tell(&mut self, name: &str, content: &[u8]) -> bool {
+        let Err(error) = self.write(name, content) else {
+            self.untold.remove(name);
+            return true;
+        };
+        let error = format!("{error:#}");
+        if self.untold.get(name) != Some(&error) {
+            tracing::error!(
+                event = "run_dir_unwritable",
+                error,
+                "enforcement goes on; status and readiness can't be told"
+            );
+        }
+        self.untold.insert(name.to_owned(), error);
+        false
+    }
+
+    /// Whether the file is as it was to be written last.
+    pub fn has_told(&self, name: &str) -> bool {
+        !self.untold.contains_key(name)
     }
 
     /// Says that something is not in step.
@@ -116,7 +148,9 @@ impl RunDir {
 /// Replaces a file of a directory at once.
 pub(super) fn replace(directory: &Path, name: &str, content: &[u8]) -> Result<()> {
     let (draft, path) = (directory.join(format!(".{name}.new")), directory.join(name));
-    fs::write(&draft, content)
+    // On the disk before it has its name: after a power cut it is the old file or the new one.
+    File::create(&draft)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_data()))
         .and_then(|()| fs::rename(&draft, &path))
         .with_context(|| format!("can't write {}", path.display()))
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use egress_common::Reason;
 use egress_common::limits::MAX_RANGES;
 use egress_common::maps::{
-    ExactKey4, ExactKey6, ExactRule, FLAG_NODE_ACCESS, Flow, FlowKey, NO_RULE, Origin, OriginKey,
-    PortRange, PrefixKey4, PrefixRule,
+    ExactKey4, ExactKey6, ExactRule, FLAG_NODE_ACCESS, FLOW_PAD, Flow, FlowKey, NO_RULE, Origin,
+    OriginKey, PortRange, PrefixKey4, PrefixRule,
 };
 
 use super::agent::AgentPod;
@@ -254,7 +254,7 @@ fn flows_and_origins_dumped() {
     let flow = Flow {
         seen_ns: NOW_NS - 3_000_000_000,
         state: 0,
-        pad: 0,
+        pad: [0; FLOW_PAD],
     };
     let entries = vec![(key, flow), (FlowKey { slot: 77, ..key }, flow)];
     golden("maps-dump-flows", &dump::flows(&names, entries).view());

@@ -38,7 +38,7 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<()> {
-    match Pinned::open(&globals.bpffs) {
+    match Pinned::all(&globals.bpffs) {
         Err(PinnedError::NotInstalled { root, .. }) if args.if_installed || args.stay => {
             eprintln!("nothing is installed at {}", root.display());
         }
@@ -60,20 +60,28 @@ fn wait_for_the_end() -> Result<()> {
     Ok(())
 }
 
-fn uninstall(globals: &Globals, args: Args, pinned: Pinned) -> Result<()> {
+fn uninstall(globals: &Globals, args: Args, pinned: Vec<Pinned>) -> Result<()> {
     if agent::read(&globals.run_dir).running && !args.force {
         bail!("the agent runs and would put everything back: stop it first, or use --force");
     }
-    let hooks = pinned.hooks()?;
-    let root = pinned.root().display().to_string();
+    let mut hooks = Vec::new();
+    let mut roots = Vec::new();
+    for pinned in &pinned {
+        hooks.extend(pinned.own_hooks()?);
+        roots.push(pinned.root().display().to_string());
+    }
     if !args.yes {
         confirm(&format!(
-            "This ends enforcement on this node: {} hooks are detached and {root} is removed. Go on? [y/N] ",
-            hooks.len()
+            "This ends enforcement on this node: {} hooks are detached and {} is removed. Go on? [y/N] ",
+            hooks.len(),
+            roots.join(" and ")
         ))?;
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
-    let mut removed = pinned.remove()?;
+    let mut removed = Vec::new();
+    for pinned in pinned {
+        removed.extend(pinned.remove()?);
+    }
     // An agent that is installed later must not take up policy from before.
     let last_good = globals.run_dir.join(LAST_GOOD);
     match fs::remove_file(&last_good) {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{
-    Endpoint, Flow, FlowKey, Inbound, NETWORKS, covered_mark, covered_place,
+    Endpoint, FLOW_PAD, Flow, FlowKey, Inbound, NETWORKS, covered_mark, covered_place,
 };
 
 use super::{Datapath, DatapathError, Direction, Maps, Observed};
@@ -51,7 +51,7 @@ impl Kernel {
         let seen = Flow {
             seen_ns: monotonic_ns(),
             state: 0,
-            pad: 0,
+            pad: [0; FLOW_PAD],
         };
         let with_time = |keys: Vec<FlowKey>| -> Vec<(FlowKey, Flow)> {
             keys.into_iter().map(|key| (key, seen)).collect()
@@ -75,6 +75,29 @@ impl Executor for Kernel {
     }
 
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, DatapathError> {
+        let done = self.change(op, desired);
+        #[cfg(feature = "other-layout")]
+        cut(op);
+        done
+    }
+}
+
+/// For the tests of faults: the process ends after so many steps as `SALLYPORT_CUT_AFTER` says.
+#[cfg(feature = "other-layout")]
+fn cut(op: &Op) {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static STEPS: AtomicU32 = AtomicU32::new(0);
+    let last = std::env::var("SALLYPORT_CUT_AFTER").ok();
+    let last = last.and_then(|last| last.parse().ok());
+    if last == Some(STEPS.fetch_add(1, Ordering::Relaxed) + 1) {
+        tracing::error!(event = "cut", op = %op);
+        std::process::abort();
+    }
+}
+
+impl Kernel {
+    fn change(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, DatapathError> {
         let maps = &self.datapath.maps;
         match op {
             Op::SetConfig(config) => maps.config.insert(&0, config).map(|()| 1),
@@ -112,6 +135,8 @@ impl Executor for Kernel {
             }
             Op::AttachCgroup(hook) => self.datapath.attach_cgroup(*hook).map(|()| 1),
             Op::SwapCgroup(hook) => self.datapath.swap_cgroup(*hook).map(|()| 1),
+            Op::Carry { layout } => self.datapath.carry(layout),
+            Op::RemoveLayout { layout } => self.datapath.remove_layout(layout),
         }
     }
 }

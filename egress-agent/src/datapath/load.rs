@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
+use egress_common::maps::Endpoint;
 
 use super::links::{self, CgroupHook, DRAFT, Direction, LinkState, Loaded};
-use super::{DatapathError, Maps, Observed, Pins, sys};
+use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
 /// The kernel object that was built into this program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
@@ -68,7 +69,7 @@ impl Datapath {
             return Err(DatapathError::NoTcx);
         }
         let pins = Pins::at(bpffs)?;
-        pins.create()?;
+        takeover::begin(&pins)?;
         let parsed = Object::parse(object).map_err(|error| DatapathError::Aya {
             what: "can't read the kernel object".into(),
             error: Box::new(error),
@@ -87,6 +88,9 @@ impl Datapath {
             tags.insert(name.to_owned(), tag);
         }
         let maps = Maps::open(&pins)?;
+        for other in pins.others()? {
+            takeover::carry(&other, &pins, &maps)?;
+        }
         Ok(Self {
             pins,
             maps,
@@ -142,7 +146,64 @@ impl Datapath {
                 .cgroup_links
                 .extend(state.map(|state| (hook, state)));
         }
+        for other in self.pins.others()? {
+            self.observe_other(&other, &mut observed)?;
+        }
         Ok(observed)
+    }
+
+    /// Hooks that stand with a program of another layout.
+    fn observe_other(&self, other: &Pins, observed: &mut Observed) -> Result<(), DatapathError> {
+        observed.layouts.insert(other.name());
+        for name in Pins::list(&other.links())? {
+            let Some((ifindex, direction)) = links::parse_device_pin(&name) else {
+                continue;
+            };
+            let state = links::device_state(other, ifindex, direction, None)?;
+            if state.is_some_and(LinkState::stands) {
+                let link = observed.links.entry((ifindex, direction));
+                link.or_insert(LinkState::OldProgram);
+            }
+        }
+        for hook in CgroupHook::ALL {
+            let state = links::cgroup_state(other, hook, self.cgroup.id, None)?;
+            if state.is_some_and(LinkState::stands) {
+                let link = observed.cgroup_links.entry(hook);
+                link.or_insert(LinkState::OldProgram);
+            }
+        }
+        Ok(())
+    }
+
+    fn other(&self, name: &str) -> Result<Option<Pins>, DatapathError> {
+        let mut others = self.pins.others()?.into_iter();
+        Ok(others.find(|other| other.name() == name))
+    }
+
+    /// Takes over what has come into the maps of another layout meanwhile; returns the writes.
+    pub fn carry(&self, layout: &str) -> Result<u64, DatapathError> {
+        match self.other(layout)? {
+            Some(other) => takeover::carry(&other, &self.pins, &self.maps),
+            None => Ok(0),
+        }
+    }
+
+    /// Removes the directory of another layout, and what hooks are left there.
+    pub fn remove_layout(&self, layout: &str) -> Result<u64, DatapathError> {
+        let writes = self.carry(layout)?;
+        match self.other(layout)? {
+            Some(other) => Ok(writes + other.remove()? as u64),
+            None => Ok(writes),
+        }
+    }
+
+    /// Lets a cgroup through the gate of another layout's programs, where they are in force.
+    pub fn let_through_others(
+        &self,
+        cgroup: u64,
+        endpoint: &Endpoint,
+    ) -> Result<(), DatapathError> {
+        takeover::let_through(&self.pins, cgroup, endpoint)
     }
 
     /// How deep kubepods is below the root of the machine's cgroup hierarchy, as the kernel counts
@@ -167,46 +228,50 @@ impl Datapath {
         Ok(None)
     }
 
-    /// Devices on which another program has come before ours.
-    pub fn displaced(&self) -> Result<Vec<(u32, Direction)>, DatapathError> {
-        let mut displaced = Vec::new();
-        for name in Pins::list(&self.pins.links())? {
-            if let Some((ifindex, direction)) = links::parse_device_pin(&name)
-                && links::device_state(&self.pins, ifindex, direction, None)?
-                    == Some(LinkState::Displaced)
-            {
-                displaced.push((ifindex, direction));
-            }
-        }
-        Ok(displaced)
-    }
-
     /// Attaches first on the device; replaces a link of ours without a gap.
     pub fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
-        let name = direction.program();
-        let mut program = loaded(&self.programs, name)?;
+        let program = loaded(&self.programs, direction.program())?;
         // A device that is going may be here, too, with a link that has ended: loading takes a
         // second, in which pods that begin would wait.
         let standing = links::standing_program(&self.pins, ifindex, direction)?;
         if standing == Some(program.id) {
-            if self.spare.is_none() {
-                self.spare = Some(load(&self.pins, &self.object)?);
-            }
-            let spare = self.spare.as_ref().expect("it was loaded just now");
-            program = loaded(spare, name)?;
+            return self.attach_spare(ifindex, direction);
         }
+        match links::attach_device(&self.pins, ifindex, direction, program) {
+            // The pin is gone, and somebody holds the link: the program is there already.
+            Err(DatapathError::Link { error, .. })
+                if error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                self.attach_spare(ifindex, direction)
+            }
+            attached => attached,
+        }
+    }
+
+    fn attach_spare(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+        if self.spare.is_none() {
+            self.spare = Some(load(&self.pins, &self.object)?);
+        }
+        let spare = self.spare.as_ref().expect("it was loaded just now");
+        let program = loaded(spare, direction.program())?;
         links::attach_device(&self.pins, ifindex, direction, program)
     }
 
     /// Gives a link that stands the program that we carry.
     pub fn swap(&self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         let program = loaded(&self.programs, direction.program())?;
-        links::swap(&self.pins.device_link(ifindex, direction), program)
+        let path = self.pins.device_link(ifindex, direction);
+        takeover::fetch(&self.pins, &path)?;
+        links::swap(&path, program)
     }
 
     /// Takes the hook from the device; whether there was one.
     pub fn detach(&self, ifindex: u32, direction: Direction) -> Result<bool, DatapathError> {
-        links::unpin(&self.pins.device_link(ifindex, direction))
+        let mut found = links::unpin(&self.pins.device_link(ifindex, direction))?;
+        for other in self.pins.others()? {
+            found |= links::unpin(&other.device_link(ifindex, direction))?;
+        }
+        Ok(found)
     }
 
     /// Attaches to kubepods; replaces a link of ours.
@@ -218,7 +283,9 @@ impl Datapath {
     /// As [`Datapath::swap`], for a hook on kubepods.
     pub fn swap_cgroup(&self, hook: CgroupHook) -> Result<(), DatapathError> {
         let program = loaded(&self.programs, hook.program())?;
-        links::swap(&self.pins.cgroup_link(hook), program)
+        let path = self.pins.cgroup_link(hook);
+        takeover::fetch(&self.pins, &path)?;
+        links::swap(&path, program)
     }
 }
 

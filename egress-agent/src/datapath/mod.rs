@@ -1,7 +1,9 @@
 //! The kernel's side as the agent sees it: programs, maps, links and their pins. The only module
 //! that touches aya.
 
+mod bytes;
 mod kernel;
+pub mod layout;
 pub mod links;
 mod load;
 pub mod maps;
@@ -10,6 +12,7 @@ pub mod pinned;
 pub mod pins;
 mod sys;
 mod table;
+mod takeover;
 
 use std::io;
 use std::path::PathBuf;
@@ -39,8 +42,8 @@ pub enum DatapathError {
         error: io::Error,
     },
     #[error(
-        "pinned map {map} is not what this agent needs: found {found}, wanted {wanted}. It was \
-         made by another version; run `egressctl uninstall` with that version, then start again"
+        "pinned map {map} is not what this agent needs: found {found}, wanted {wanted}. \
+         Something else made it; run `egressctl uninstall`, then start again"
     )]
     MapLayout {
         map: String,

@@ -23,6 +23,9 @@ pub struct Observed {
     pub links: BTreeMap<(u32, Direction), LinkState>,
     /// Pinned links of kubepods.
     pub cgroup_links: BTreeMap<CgroupHook, LinkState>,
+    /// Directories of other layouts, which are being taken over. Links that are still there are
+    /// above, as of an old program.
+    pub layouts: BTreeSet<String>,
 }
 
 impl Observed {

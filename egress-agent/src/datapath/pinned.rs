@@ -19,10 +19,9 @@ use egress_common::maps::{
 };
 use egress_common::reason::REASONS;
 
-pub use hooks::{HookTarget, HookedDevice, PinnedHook};
+use super::layout;
 
-/// Directory of the pins below the bpffs; the last part is the version of their layout.
-const DIRECTORY: &str = "sallyport/v1";
+pub use hooks::{HookTarget, HookedDevice, PinnedHook};
 
 /// Why something pinned could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +32,13 @@ pub enum PinnedError {
         root.display(), bpffs.display()
     )]
     NotInstalled { root: PathBuf, bpffs: PathBuf },
+    #[error(
+        "what is pinned at {} was made by an agent of another version ({}), whose maps this \
+         egressctl ({}) can't read: use the one in that agent's image, or let an agent of this \
+         version start",
+        root.display(), found.join(", "), layout::OWN.as_str()
+    )]
+    OtherLayout { root: PathBuf, found: Vec<String> },
     #[error("can't read {}: {error}{}", path.display(), hint(error))]
     Io {
         path: PathBuf,
@@ -146,18 +152,40 @@ impl Pinned {
     /// # Errors
     /// If there are none.
     pub fn open(bpffs: &Path) -> Result<Self, PinnedError> {
-        let root = bpffs.join(DIRECTORY);
+        let all = bpffs.join(layout::DIRECTORY);
+        let root = all.join(layout::OWN.as_str());
         if root.join("maps").is_dir() {
-            Ok(Self { root })
-        } else {
-            Err(PinnedError::NotInstalled {
+            return Ok(Self { root });
+        }
+        let found = layouts(&all)?;
+        Err(if found.is_empty() {
+            PinnedError::NotInstalled {
                 root,
                 bpffs: bpffs.to_owned(),
-            })
-        }
+            }
+        } else {
+            PinnedError::OtherLayout { root: all, found }
+        })
     }
 
-    /// The versioned directory.
+    /// What agents of any version have pinned.
+    ///
+    /// # Errors
+    /// If there is nothing.
+    pub fn all(bpffs: &Path) -> Result<Vec<Self>, PinnedError> {
+        let root = bpffs.join(layout::DIRECTORY);
+        let found = layouts(&root)?;
+        if found.is_empty() {
+            let bpffs = bpffs.to_owned();
+            return Err(PinnedError::NotInstalled { root, bpffs });
+        }
+        let pinned = found.into_iter().map(|name| Self {
+            root: root.join(name),
+        });
+        Ok(pinned.collect())
+    }
+
+    /// The directory of one layout.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -350,6 +378,14 @@ fn list(directory: &Path) -> Result<Vec<String>, PinnedError> {
         );
     }
     names.sort();
+    Ok(names)
+}
+
+/// Names of the layouts, sorted.
+fn layouts(directory: &Path) -> Result<Vec<String>, PinnedError> {
+    let mut names = list(directory)?;
+    names
+        .retain(|name| std::fs::symlink_metadata(directory.join(name)).is_ok_and(|it| it.is_dir()));
     Ok(names)
 }
 

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
 use aya_obj::Object;
+use egress_common::maps;
 
 use super::links::{CgroupHook, Direction};
-use super::{DatapathError, links, sys};
+use super::{DatapathError, layout, links, sys};
 
-/// Version of the layout of maps and links. A change that old pins can't serve gets a new one.
-const VERSION: &str = "v1";
+/// Links whose targets are the layouts of the maps, in words: see [`layout::write`].
+const SCHEMAS: &str = "schemas";
 
-/// Paths below `<bpffs>/sallyport/v1`.
+/// Paths below `<bpffs>/sallyport/<layout>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
@@ -33,7 +34,7 @@ impl Pins {
         })?;
         if is {
             Ok(Self {
-                root: bpffs.join("sallyport").join(VERSION),
+                root: bpffs.join(layout::DIRECTORY).join(layout::OWN.as_str()),
             })
         } else {
             Err(DatapathError::NotBpffs {
@@ -42,15 +43,86 @@ impl Pins {
         }
     }
 
-    /// Makes the directories.
+    /// Makes the directories, and writes down the layouts.
     pub fn create(&self) -> Result<(), DatapathError> {
-        for directory in [self.maps(), self.links()] {
+        let schemas = self.root.join(SCHEMAS);
+        for directory in [self.maps(), self.links(), schemas.clone()] {
             std::fs::create_dir_all(&directory).map_err(|error| DatapathError::Io {
                 what: format!("can't make {}", directory.display()),
                 error,
             })?;
         }
+        for schema in maps::schema::SCHEMAS {
+            let path = schemas.join(schema.name);
+            match std::os::unix::fs::symlink(layout::write(schema), &path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(DatapathError::Io {
+                        what: format!("can't make {}", path.display()),
+                        error,
+                    });
+                }
+                _ => {}
+            }
+        }
         Ok(())
+    }
+
+    /// The layout of a map in words; none if it was not written down.
+    pub fn schema(&self, map: &str) -> Option<String> {
+        let target = std::fs::read_link(self.root.join(SCHEMAS).join(map)).ok()?;
+        Some(target.to_string_lossy().into_owned())
+    }
+
+    /// Directories of other layouts; those with most hooks first.
+    pub fn others(&self) -> Result<Vec<Self>, DatapathError> {
+        let Some(parent) = self.root.parent() else {
+            return Ok(Vec::new());
+        };
+        let mut others = Vec::new();
+        for name in Self::list(parent)? {
+            let other = Self {
+                root: parent.join(name),
+            };
+            let is_layout = std::fs::symlink_metadata(&other.root).is_ok_and(|it| it.is_dir());
+            if is_layout && other.root != self.root {
+                others.push((other.links_pinned()?, other));
+            }
+        }
+        others.sort_by(|(a, _), (b, _)| b.cmp(a));
+        Ok(others.into_iter().map(|(_, other)| other).collect())
+    }
+
+    /// Links that are pinned here.
+    pub fn links_pinned(&self) -> Result<usize, DatapathError> {
+        Ok(Self::list(&self.links())?.len())
+    }
+
+    /// Whether the agent before this one was of this layout.
+    pub(super) fn was_last(&self) -> bool {
+        let last = std::fs::read_link(self.owner());
+        last.is_ok_and(|last| last.as_os_str() == self.name().as_str())
+    }
+
+    /// Says that from now on an agent of this layout writes.
+    pub(super) fn set_last(&self) -> Result<(), DatapathError> {
+        let (draft, path) = (self.root.with_file_name("owner-new"), self.owner());
+        let _ = std::fs::remove_file(&draft);
+        std::os::unix::fs::symlink(self.name(), &draft)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(|error| DatapathError::Io {
+                what: format!("can't make {}", path.display()),
+                error,
+            })
+    }
+
+    fn owner(&self) -> PathBuf {
+        self.root.with_file_name(layout::OWNER)
+    }
+
+    /// The directory's name, which tells the layout.
+    pub fn name(&self) -> String {
+        let name = self.root.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     pub fn root(&self) -> &Path {
@@ -127,11 +199,24 @@ impl Pins {
             }
             remove_directory(&directory)?;
         }
+        let schemas = self.root.join(SCHEMAS);
+        for name in Self::list(&schemas)? {
+            let path = schemas.join(name);
+            std::fs::remove_file(&path).map_err(|error| DatapathError::Io {
+                what: format!("can't remove {}", path.display()),
+                error,
+            })?;
+        }
+        remove_directory(&schemas)?;
         remove_directory(&self.root)?;
         if let Some(parent) = self.root.parent()
-            && Self::list(parent)?.is_empty()
+            && self.others()?.is_empty()
         {
-            remove_directory(parent)?;
+            for name in Self::list(parent)? {
+                // Who was last; a layout stays.
+                let _ = std::fs::remove_file(parent.join(name));
+            }
+            let _ = std::fs::remove_dir(parent);
         }
         Ok(removed)
     }

@@ -1,6 +1,8 @@
 //! The calls of `bpf(2)` that aya has no safe face for: links that outlive their maker, queries
 //! of tcx, maps in batches. Layouts are those of `union bpf_attr` in `linux/bpf.h` (6.6).
 
+mod bytes;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,6 +13,8 @@ use aya::Pod;
 use aya_obj::generated::{
     BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
 };
+
+pub use bytes::{lookup_bytes, next_key_bytes, update_bytes};
 
 /// Room for all programs that one tcx hook takes (`BPF_MPROG_MAX`).
 const TCX_MAX: usize = 64;

@@ -78,8 +78,11 @@ struct Pass {
     writes: u64,
     failures: Vec<Failure>,
     failed: BTreeSet<Subject>,
-    /// An entry of `sp_cgroups` is missing: the gate would close on a pod that is known.
+    /// An entry of `sp_cgroups` is missing: the gate would close on a pod that is known. Or the
+    /// settings are: it would take no pod for one, and stand open.
     gate_unsafe: bool,
+    /// Hooks of another layout are being swapped, and ours look into other maps.
+    takes_over: bool,
 }
 
 impl<E: Executor> Reconciler<E> {
@@ -104,6 +107,7 @@ impl<E: Executor> Reconciler<E> {
         let mut refused = BTreeMap::new();
         for _ in 0..ROUNDS {
             let plan = plan(desired, sightings, &observed, &settings);
+            pass.takes_over = !observed.layouts.is_empty();
             refused.clone_from(&plan.refused);
             let done = self.apply(&plan, desired, &mut pass);
             if done == 0 {
@@ -185,11 +189,16 @@ impl Pass {
         if failed && matches!(step.op, Op::SetCgroup { .. }) {
             self.gate_unsafe = true;
         }
-        failed || (self.gate_unsafe && matches!(step.op, Op::AttachCgroup(_)))
+        let opens = match step.op {
+            Op::AttachCgroup(_) => true,
+            Op::SwapCgroup(_) => self.takes_over,
+            _ => false,
+        };
+        failed || (self.gate_unsafe && opens)
     }
 
     fn fail(&mut self, step: &Step, error: &impl Display) {
-        if matches!(step.op, Op::SetCgroup { .. }) {
+        if matches!(step.op, Op::SetCgroup { .. } | Op::SetConfig(_)) {
             self.gate_unsafe = true;
         }
         // A hook on kubepods that can't be attached is no reason to leave out the others.

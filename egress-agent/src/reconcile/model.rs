@@ -7,6 +7,7 @@ use egress_common::maps::{Endpoint, FLAG_COVERED, MODE_OFF};
 use super::apply::Executor;
 use super::op::Op;
 use crate::compile::{DesiredState, Digest, Policy};
+use crate::datapath::maps::text;
 use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
 
 /// The kernel, and what of it `Observed` leaves out.
@@ -22,13 +23,58 @@ pub(super) struct Model {
     pub(super) zeroed: BTreeSet<u32>,
     /// Slots whose flows were taken over.
     pub(super) adopted: BTreeSet<u32>,
+    /// Entries that were taken over from another layout: whose they are, without a policy.
+    carried: Carried,
     /// Operations that still succeed; then every third fails, or, after a crash, all.
     pub(super) fuel: u32,
     pub(super) crash: bool,
     pub(super) writes: u64,
 }
 
+/// Keys of entries of devices and of cgroups.
+#[derive(Clone, Debug, Default)]
+struct Carried {
+    devices: BTreeSet<u32>,
+    cgroups: BTreeSet<u64>,
+    /// Whose they were.
+    slots: BTreeSet<u32>,
+}
+
 impl Model {
+    /// What an agent of another layout finds when it has loaded: its maps hold who is who, and the
+    /// hooks that stand look into the other ones.
+    pub(super) fn change_layout(&mut self) {
+        let state = &mut self.state;
+        state.layouts = BTreeSet::from(["other".to_owned()]);
+        state.config = None;
+        state.policies.clear();
+        self.policies.clear();
+        let entries = state.devices.values_mut().chain(state.cgroups.values_mut());
+        for endpoint in entries {
+            endpoint.policy = 0;
+            endpoint.exact_networks = 0;
+        }
+        self.carried.devices = state.devices.keys().copied().collect();
+        self.carried.cgroups = state.cgroups.keys().copied().collect();
+        self.carried.slots = state.slots.keys().copied().collect();
+        state.links.retain(|_, link| link.stands());
+        let links = state.links.values_mut();
+        for link in links.chain(state.cgroup_links.values_mut()) {
+            *link = LinkState::OldProgram;
+        }
+    }
+
+    /// Whether a hook may look here now: an entry without its policy denies what was allowed. A pod
+    /// whose object is gone has none to be had.
+    fn check_carried(&self, endpoint: &Endpoint, desired: &DesiredState) {
+        let owner = self.state.slots.get(&endpoint.slot);
+        let declared = owner.is_some_and(|info| desired.pods.contains_key(&text(&info.uid)));
+        assert!(
+            !declared || endpoint.mode == MODE_OFF,
+            "a hook came before the entry was written anew"
+        );
+    }
+
     /// What breaks a promise now, if anything does.
     fn check(&self) -> Result<(), String> {
         let endpoints = self
@@ -37,6 +83,9 @@ impl Model {
             .values()
             .chain(self.state.cgroups.values());
         for endpoint in endpoints {
+            if endpoint.policy == 0 && self.carried.slots.contains(&endpoint.slot) {
+                continue;
+            }
             self.check_endpoint(endpoint)?;
         }
         for (ifindex, direction) in self.state.links.keys() {
@@ -129,7 +178,23 @@ impl Model {
         Ok(())
     }
 
-    fn attach_cgroup(&mut self, hook: CgroupHook) {
+    fn swap(&mut self, ifindex: u32, direction: Direction, desired: &DesiredState) {
+        if self.carried.devices.contains(&ifindex)
+            && let Some(endpoint) = self.state.devices.get(&ifindex)
+        {
+            self.check_carried(endpoint, desired);
+        }
+        let link = (ifindex, direction);
+        self.state.links.insert(link, LinkState::Good);
+    }
+
+    fn attach_cgroup(&mut self, hook: CgroupHook, desired: &DesiredState) {
+        assert!(self.state.config.is_some(), "a hook that knows no settings");
+        for cgroup in &self.carried.cgroups {
+            if let Some(endpoint) = self.state.cgroups.get(cgroup) {
+                self.check_carried(endpoint, desired);
+            }
+        }
         self.state.cgroup_links.insert(hook, LinkState::Good);
     }
 }
@@ -190,10 +255,15 @@ impl Executor for Model {
             Op::RemovePodInfo { slot } => {
                 state.slots.remove(slot);
                 self.adopted.remove(slot);
+                self.carried.slots.remove(slot);
             }
             Op::SetDevice { ifindex, endpoint } => {
                 state.devices.insert(*ifindex, *endpoint);
                 self.stale.remove(ifindex);
+                // Of a pod that nobody declares any more it is the same entry again.
+                if endpoint.policy != 0 {
+                    self.carried.devices.remove(ifindex);
+                }
             }
             Op::RemoveDevice { ifindex } => {
                 state.devices.remove(ifindex);
@@ -201,6 +271,9 @@ impl Executor for Model {
             }
             Op::SetCgroup { cgroup, endpoint } => {
                 state.cgroups.insert(*cgroup, *endpoint);
+                if endpoint.policy != 0 {
+                    self.carried.cgroups.remove(cgroup);
+                }
             }
             Op::RemoveCgroup { cgroup } => {
                 state.cgroups.remove(cgroup);
@@ -209,13 +282,20 @@ impl Executor for Model {
                 self.adopted.insert(*slot);
             }
             Op::Attach { ifindex, direction } => self.attach(*ifindex, *direction)?,
-            Op::Swap { ifindex, direction } => {
-                state.links.insert((*ifindex, *direction), LinkState::Good);
-            }
+            Op::Swap { ifindex, direction } => self.swap(*ifindex, *direction, desired),
             Op::Detach { ifindex, direction } => {
                 state.links.remove(&(*ifindex, *direction));
             }
-            Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook),
+            Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook, desired),
+            Op::Carry { .. } => {}
+            Op::RemoveLayout { layout } => {
+                let mut links = state.links.values().chain(state.cgroup_links.values());
+                assert!(
+                    links.all(|link| *link != LinkState::OldProgram),
+                    "a hook that stands has gone with its layout"
+                );
+                state.layouts.remove(layout);
+            }
         }
         self.writes += 1;
         assert!(self.open().is_subset(&open), "{op} leaves a way out open");

@@ -77,6 +77,14 @@ pub enum Op {
     },
     AttachCgroup(CgroupHook),
     SwapCgroup(CgroupHook),
+    /// Takes over what has come into the maps of another layout since the last time.
+    Carry {
+        layout: String,
+    },
+    /// Removes the pins of another layout, none of whose hooks is in force any more.
+    RemoveLayout {
+        layout: String,
+    },
 }
 
 impl fmt::Display for Op {
@@ -109,6 +117,8 @@ impl fmt::Display for Op {
             }
             Self::AttachCgroup(hook) => write!(f, "attach {} of kubepods", hook.name()),
             Self::SwapCgroup(hook) => write!(f, "swap {} of kubepods", hook.name()),
+            Self::Carry { layout } => write!(f, "take over the maps of {layout}"),
+            Self::RemoveLayout { layout } => write!(f, "remove {layout}"),
         }
     }
 }

@@ -48,6 +48,8 @@ struct Moment {
     /// Operations that succeed, and whether the agent dies then.
     fuel: u32,
     crash: bool,
+    /// The agent that begins now has other maps.
+    other_layout: bool,
 }
 
 fn pod_now() -> impl Strategy<Value = PodNow> {
@@ -79,12 +81,14 @@ fn moment() -> impl Strategy<Value = Moment> {
         prop::collection::btree_set(1_u32..7, 2..7),
         prop_oneof![0_u32..40, Just(1000)],
         any::<bool>(),
+        prop::bool::weighted(0.2),
     )
-        .prop_map(|(pods, alive, fuel, crash)| Moment {
+        .prop_map(|(pods, alive, fuel, crash, other_layout)| Moment {
             pods,
             alive,
             fuel,
             crash,
+            other_layout,
         })
 }
 
@@ -227,6 +231,10 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         );
     }
     prop_assert_eq!(observed.cgroup_links.len(), CgroupHook::ALL.len());
+    prop_assert!(
+        observed.layouts.is_empty(),
+        "pins of another layout are left"
+    );
     Ok(())
 }
 
@@ -243,6 +251,9 @@ proptest! {
             let (desired, sightings) = (moment.desired(), moment.sightings());
             let model = &mut reconciler.executor;
             model.set_alive(moment.alive.clone());
+            if moment.other_layout {
+                model.change_layout();
+            }
             (model.fuel, model.crash) = (moment.fuel, moment.crash);
             // As far as it gets.
             let now_ns = time as u64 + 1;
@@ -286,6 +297,7 @@ fn one(hold: Hold, devices: &[u32]) -> Moment {
         alive: (1..7).collect(),
         fuel: u32::MAX,
         crash: false,
+        other_layout: false,
     }
 }
 

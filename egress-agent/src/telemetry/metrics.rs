@@ -31,6 +31,11 @@ struct FindingLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DisturbanceLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerdictLabels {
     verdict: String,
 }
@@ -49,6 +54,7 @@ pub struct Metrics {
     reconcile_seconds: Histogram,
     writes: Counter,
     failures: Counter,
+    disturbances: Family<DisturbanceLabels, Counter>,
     objects_refused: Gauge,
     findings: Family<FindingLabels, Gauge>,
     source_errors: Counter,
@@ -78,6 +84,7 @@ impl Metrics {
         let (objects_refused, last_sync) = (Gauge::default(), Gauge::default());
         let source_errors = Counter::default();
         let (source_connected, source_stale_since) = (Gauge::default(), Gauge::default());
+        let disturbances = disturbances(&mut registry);
         let findings = Family::<FindingLabels, Gauge>::default();
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The agent's version", build);
@@ -153,6 +160,7 @@ impl Metrics {
             reconcile_seconds,
             writes,
             failures,
+            disturbances,
             objects_refused,
             findings,
             source_errors,
@@ -214,6 +222,12 @@ impl Metrics {
         }
     }
 
+    /// Somebody else has changed what stands in the kernel.
+    pub fn disturbed(&self, kind: &'static str) {
+        let labels = DisturbanceLabels { kind };
+        self.disturbances.get_or_create(&labels).inc();
+    }
+
     /// How many objects of the source are refused now.
     pub fn set_objects_refused(&self, objects: usize) {
         self.objects_refused
@@ -251,6 +265,17 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+fn disturbances(registry: &mut Registry) -> Family<DisturbanceLabels, Counter> {
+    let disturbances = Family::<DisturbanceLabels, Counter>::default();
+    registry.register(
+        "disturbances",
+        "Hooks and entries that somebody else took off, went before or changed, and that were put \
+         back, by kind",
+        disturbances.clone(),
+    );
+    disturbances
 }
 
 #[cfg(test)]

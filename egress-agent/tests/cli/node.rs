@@ -14,6 +14,7 @@ use aya::programs::{
     TestRunOptions,
 };
 use aya::{Ebpf, EbpfLoader};
+use egress_agent::datapath::layout;
 use egress_common::Reason;
 use egress_common::limits::MAX_RANGES;
 use egress_common::maps::{
@@ -109,9 +110,14 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
+/// Where an agent of this version pins.
+pub fn root(bpffs: &Path) -> PathBuf {
+    bpffs.join(layout::DIRECTORY).join(layout::OWN.as_str())
+}
+
 /// Loads, fills, attaches and pins.
 fn install(bpffs: &Path, kubepods: &Path, object: &[u8]) -> Ebpf {
-    let root = bpffs.join("sallyport/v1");
+    let root = root(bpffs);
     let (maps, links) = (root.join("maps"), root.join("links"));
     for directory in [&maps, &links] {
         std::fs::create_dir_all(directory).expect("mkdir");
@@ -322,7 +328,7 @@ impl Node {
     }
 
     pub fn unpin(&self, link: &str) {
-        let path = self.bpffs.join("sallyport/v1/links").join(link);
+        let path = root(&self.bpffs).join("links").join(link);
         std::fs::remove_file(path).expect("unpin");
     }
 

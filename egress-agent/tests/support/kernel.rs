@@ -7,6 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use egress_agent::datapath::layout;
 use egress_common::maps::{
     Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, MODE_ENFORCE,
     NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_mark, covered_place, name,
@@ -65,7 +66,11 @@ impl Kernel {
         let object = std::fs::read(&object).expect("read the kernel object");
         let bpffs = Bpffs::mount();
         // Where an agent pins them.
-        let pins = bpffs.0.join("sallyport/v1/maps");
+        let pins = bpffs
+            .0
+            .join(layout::DIRECTORY)
+            .join(layout::OWN.as_str())
+            .join("maps");
         std::fs::create_dir_all(&pins).expect("directories of a bpffs");
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(&pins)

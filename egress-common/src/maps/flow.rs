@@ -20,12 +20,21 @@ pub struct FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
+    #[cfg(feature = "other-layout")]
+    pub pad: [u32; FLOW_PAD],
+    #[cfg(feature = "other-layout")]
+    pub state: u32,
     /// Last packet, nanoseconds of the kernel's monotonic clock; coarse to `TOUCH_NS`.
     pub seen_ns: u64,
     /// `flow::CLOSED_*`, ORed.
+    #[cfg(not(feature = "other-layout"))]
     pub state: u32,
-    pub pad: u32,
+    #[cfg(not(feature = "other-layout"))]
+    pub pad: [u32; FLOW_PAD],
 }
+
+/// Words of padding in a [`Flow`].
+pub const FLOW_PAD: usize = if cfg!(feature = "other-layout") { 3 } else { 1 };
 
 /// Key of `sp_fragments`. The source is the pod's own address, or the packet was dropped before.
 #[repr(C)]

@@ -8,6 +8,8 @@
 mod flow;
 mod policy;
 mod report;
+#[cfg(not(target_arch = "bpf"))]
+pub mod schema;
 
 pub use flow::*;
 pub use policy::*;
@@ -61,6 +63,9 @@ pub const FLAG_NODE_ACCESS: u8 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
+    /// With the feature `other-layout` it stands elsewhere: see there.
+    #[cfg(feature = "other-layout")]
+    pub since_ns: u64,
     /// Index of the pod's counters and its number in events; 1 to `MAX_SLOTS - 1`.
     pub slot: u32,
     /// Policy that `sp_exact*` and `sp_prefix*` are looked up with; 0 if the pod is not held.
@@ -79,6 +84,7 @@ pub struct Endpoint {
     pub v6_be: [u8; 16],
     /// When the pod got its slot, nanoseconds of the kernel's monotonic clock. Flows and fragments
     /// last seen before are those of the slot's last owner.
+    #[cfg(not(feature = "other-layout"))]
     pub since_ns: u64,
     /// A bit for the number of the network of each whole address in the policy: where the bit of
     /// [`network4`] or [`network6`] is not set, `sp_exact*` has nothing and is not looked at.
@@ -176,7 +182,12 @@ pub(crate) use layout;
 
 layout! {
     Endpoint = 96, Near4 = 8, Near6 = 20, Inbound = 64, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
-    PortRange = 8, PrefixRule = 132, FlowKey = 28, Flow = 16, FragmentKey = 28, Fragment = 16,
+    PortRange = 8, PrefixRule = 132, FlowKey = 28, FragmentKey = 28, Fragment = 16,
     OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 376,
     PolicyInfo = 56, RuleKey = 8, RuleInfo = 192,
 }
+
+#[cfg(not(feature = "other-layout"))]
+layout! { Flow = 16 }
+#[cfg(feature = "other-layout")]
+layout! { Flow = 24 }

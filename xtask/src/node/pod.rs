@@ -278,6 +278,12 @@ impl Pod {
             .with_context(|| format!("probe {args:?} said: {}", String::from_utf8_lossy(&output)))
     }
 
+    /// Takes its device away and gives it another of the same name.
+    pub fn replace_device(&self) -> Result<()> {
+        self.host.ip(&format!("link del {}\n", self.device))?;
+        connect(&self.host, &self.netns, &self.device, self.spec.ips)
+    }
+
     /// Deletes it: its processes, cgroup, namespace and device.
     pub fn delete(self) -> Result<()> {
         cgroup::remove(&self.cgroup)?;

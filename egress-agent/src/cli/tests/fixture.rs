@@ -69,7 +69,7 @@ type Row = (u32, &'static str, &'static str, u8, u8, Option<u32>);
 /// A node with pods in every state that is well.
 pub fn well() -> Snapshot {
     let mut snapshot = Snapshot {
-        pins: "/sys/fs/bpf/sallyport/v1".into(),
+        pins: "/sys/fs/bpf/sallyport/layout-1a2b3c4d".into(),
         kernel: "6.18.1".to_owned(),
         ..Snapshot::default()
     };

@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 
 use super::super::sys;
-use super::{Pinned, PinnedError, describe, list};
+use super::{Pinned, PinnedError, describe, layouts, list};
 
 /// A pinned link, as the kernel describes it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +42,28 @@ pub enum HookTarget {
 }
 
 impl Pinned {
-    /// All pinned links, sorted by the name of their pin.
+    /// All pinned links, sorted by the name of their pin: also those of another layout that an agent
+    /// is taking over.
     pub fn hooks(&self) -> Result<Vec<PinnedHook>, PinnedError> {
+        let mut hooks = self.own_hooks()?;
+        let Some(parent) = self.root.parent() else {
+            return Ok(hooks);
+        };
+        for name in layouts(parent)? {
+            let root = parent.join(name);
+            if root != self.root {
+                let others = Self { root }.own_hooks()?;
+                let news = |it: &PinnedHook| hooks.iter().all(|hook| hook.pin != it.pin);
+                let others: Vec<_> = others.into_iter().filter(news).collect();
+                hooks.extend(others);
+            }
+        }
+        hooks.sort_by(|a, b| a.pin.cmp(&b.pin));
+        Ok(hooks)
+    }
+
+    /// Those of this layout.
+    pub fn own_hooks(&self) -> Result<Vec<PinnedHook>, PinnedError> {
         let directory = self.root.join("links");
         let mut hooks = Vec::new();
         for pin in list(&directory)? {
@@ -110,7 +130,7 @@ impl Pinned {
     /// names of what was removed; enforcement has ended then.
     pub fn remove(self) -> Result<Vec<String>, PinnedError> {
         let mut removed = Vec::new();
-        for part in ["links", "maps"] {
+        for part in ["links", "maps", "schemas"] {
             let directory = self.root.join(part);
             for pin in list(&directory)? {
                 let path = directory.join(&pin);
@@ -120,14 +140,21 @@ impl Pinned {
                     std::fs::remove_file(&path)
                 };
                 unpinned.map_err(|error| PinnedError::Io { path, error })?;
-                removed.push(format!("{part}/{pin}"));
+                if part != "schemas" {
+                    removed.push(format!("{part}/{pin}"));
+                }
             }
             remove_directory(&directory)?;
         }
         remove_directory(&self.root)?;
         if let Some(parent) = self.root.parent()
-            && list(parent)?.is_empty()
+            && layouts(parent)?.is_empty()
         {
+            for name in list(parent)? {
+                // Who was last.
+                let path = parent.join(name);
+                std::fs::remove_file(&path).map_err(|error| PinnedError::Io { path, error })?;
+            }
             remove_directory(parent)?;
         }
         Ok(removed)

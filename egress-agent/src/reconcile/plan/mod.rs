@@ -6,7 +6,11 @@
 //!    from outside from then on; 4. flows that stand are taken over; 5. the ingress hook, which
 //!    drops, and the cgroup's entry, which says that the hooks stand;
 //! 6. pods that are gone: cgroup entry (the gate closes), hooks, device entries, slot;
-//! 7. the hooks on kubepods; 8. policies that nobody named before this plan are collected.
+//! 7. the hooks on kubepods; 8. policies that nobody named before this plan are collected, and
+//!    pins of another layout removed once no hook has a program of it.
+//!
+//! Hooks of another layout look into maps of their own until they are swapped: entries are written
+//! here first, and what the programs write there is taken over just before, and once more after.
 mod members;
 mod pods;
 mod policies;
@@ -65,10 +69,12 @@ pub fn plan(
         std::mem::take(&mut planner.close),
     );
     planner.plan.steps.extend(adopt);
+    planner.carry();
     planner.plan.steps.extend(close);
     planner.gone(&members);
     planner.kubepods();
     planner.collect();
+    planner.layouts();
     planner.plan
 }
 struct Planner<'a> {
@@ -156,6 +162,31 @@ impl Planner<'_> {
             if !slots.contains_key(slot) && !named.contains(slot) {
                 let subject = Subject::Pod(text(&info.uid));
                 self.step(subject, Op::RemovePodInfo { slot: *slot });
+            }
+        }
+    }
+
+    /// Some hook has a program of another version.
+    fn has_old_programs(&self) -> bool {
+        let links = self.observed.links.values();
+        let mut links = links.chain(self.observed.cgroup_links.values());
+        links.any(|state| *state == LinkState::OldProgram)
+    }
+
+    fn carry(&mut self) {
+        let observed = self.observed;
+        if self.has_old_programs() {
+            for layout in observed.layouts.iter().cloned() {
+                self.step(Subject::Node, Op::Carry { layout });
+            }
+        }
+    }
+
+    fn layouts(&mut self) {
+        let observed = self.observed;
+        if !self.has_old_programs() {
+            for layout in observed.layouts.iter().cloned() {
+                self.step(Subject::Node, Op::RemoveLayout { layout });
             }
         }
     }

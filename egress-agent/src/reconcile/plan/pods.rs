@@ -132,7 +132,7 @@ impl Planner<'_> {
                 _ => Op::Attach { ifindex, direction },
             };
             attaches |= matches!(op, Op::Attach { .. });
-            if direction == Direction::Egress {
+            if direction == Direction::Egress && matches!(op, Op::Attach { .. }) {
                 self.plan.steps.push(step(op));
             } else {
                 self.close.push(step(op));

@@ -1,0 +1,214 @@
+//! What somebody else does to the kernel's state: noticed, told, and put back by the next pass.
+
+use std::fmt;
+
+use egress_common::maps::name;
+
+use super::core::{Core, notice};
+use super::status::{Notice, Regarding};
+use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::reconcile::PodStatus;
+
+/// Something that the last pass left otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Disturbance {
+    /// Another program has come before ours.
+    Displaced(u32, Direction),
+    /// The hook is gone from a device that is still there.
+    Device(u32, Direction),
+    Cgroup(CgroupHook),
+    /// Entries of this map are gone or others than they were.
+    Entries(&'static str),
+}
+
+impl Disturbance {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Displaced(..) => "displaced",
+            Self::Device(..) => "device-hook",
+            Self::Cgroup(_) => "cgroup-hook",
+            Self::Entries(_) => "entries",
+        }
+    }
+}
+
+impl fmt::Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Displaced(ifindex, direction) => write!(
+                f,
+                "another program came first on device {ifindex} ({}); Sallyport's hook goes \
+                 before it again",
+                direction.name()
+            ),
+            Self::Device(ifindex, direction) => write!(
+                f,
+                "Sallyport's hook was taken off device {ifindex} ({}); it is attached again",
+                direction.name()
+            ),
+            Self::Cgroup(hook) => write!(
+                f,
+                "Sallyport's hook {} was taken off kubepods; it is attached again",
+                hook.name()
+            ),
+            Self::Entries(map) => {
+                write!(
+                    f,
+                    "somebody changed entries of {map}; they are written again"
+                )
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Whether somebody has changed what the last pass left.
+    pub fn is_disturbed(&self) -> bool {
+        let now = match self.reconciler.executor.datapath.observe() {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::error!(event = "hooks_unreadable", %error);
+                return false;
+            }
+        };
+        let disturbances = disturbances(&self.observed, &now, is_there);
+        for disturbance in &disturbances {
+            self.metrics.disturbed(disturbance.kind());
+            let event = match disturbance {
+                Disturbance::Displaced(..) => "hook_displaced",
+                Disturbance::Device(..) | Disturbance::Cgroup(_) => "hook_lost",
+                Disturbance::Entries(_) => "entries_changed",
+            };
+            tracing::warn!(event, kind = disturbance.kind(), "{disturbance}");
+            self.tell(disturbance);
+        }
+        !disturbances.is_empty()
+    }
+
+    fn tell(&self, disturbance: &Disturbance) {
+        let note = disturbance.to_string();
+        let (ifindex, reason) = match disturbance {
+            Disturbance::Displaced(ifindex, _) => (*ifindex, "HookDisplaced"),
+            Disturbance::Device(ifindex, _) => (*ifindex, "HookLost"),
+            Disturbance::Cgroup(_) => return self.board.notice(self.of_node("HookLost", note)),
+            Disturbance::Entries(_) => {
+                return self.board.notice(self.of_node("EntriesChanged", note));
+            }
+        };
+        let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
+        if let Some(pod) = self.status.pods.iter().find(has) {
+            self.board.notice(notice(pod, true, reason, note));
+        }
+    }
+
+    /// What happened to this node; kubelet's Events name it so, too.
+    fn of_node(&self, reason: &'static str, note: String) -> Notice {
+        let name = self.settings.node_name.clone();
+        Notice {
+            regarding: Regarding {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                namespace: "default".to_owned(),
+                uid: name.clone(),
+                name,
+            },
+            warning: true,
+            reason,
+            action: "Hold",
+            note,
+        }
+    }
+}
+
+fn is_there(ifindex: u32) -> bool {
+    nix::net::if_::if_indextoname(ifindex).is_ok()
+}
+
+/// What is otherwise than it was. A hook goes with its device, which is nobody's doing.
+fn disturbances(
+    before: &Observed,
+    now: &Observed,
+    is_there: impl Fn(u32) -> bool,
+) -> Vec<Disturbance> {
+    let mut found = Vec::new();
+    for ((ifindex, direction), was) in &before.links {
+        match now.link(*ifindex, *direction) {
+            Some(LinkState::Displaced) if *was != LinkState::Displaced => {
+                found.push(Disturbance::Displaced(*ifindex, *direction));
+            }
+            Some(state) if state.stands() => {}
+            _ if was.stands() && is_there(*ifindex) => {
+                found.push(Disturbance::Device(*ifindex, *direction));
+            }
+            _ => {}
+        }
+    }
+    for (hook, was) in &before.cgroup_links {
+        let stands = now.cgroup_links.get(hook).copied();
+        if was.stands() && !stands.is_some_and(LinkState::stands) {
+            found.push(Disturbance::Cgroup(*hook));
+        }
+    }
+    let entries = [
+        (name::CONFIG, before.config == now.config),
+        (name::DEVICES, before.devices == now.devices),
+        (name::CGROUPS, before.cgroups == now.cgroups),
+        (name::POD_INFO, before.slots == now.slots),
+        (name::POLICY_INFO, before.policies == now.policies),
+    ];
+    let changed = entries.into_iter().filter(|(_, same)| !same);
+    found.extend(changed.map(|(map, _)| Disturbance::Entries(map)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn what_others_do_is_told_from_what_happens() {
+        let both = |state| Direction::BOTH.map(|direction| ((7, direction), state));
+        let mut before = Observed {
+            links: both(LinkState::Good).into(),
+            cgroup_links: [(CgroupHook::Egress, LinkState::Good)].into(),
+            ..Observed::default()
+        };
+        let found = |before: &Observed, now: &Observed| disturbances(before, now, |it| it == 7);
+        assert_eq!(found(&before, &before), []);
+        let mut now = before.clone();
+        now.links.remove(&(7, Direction::Ingress));
+        now.cgroup_links.insert(CgroupHook::Egress, LinkState::Gone);
+        let lost = [
+            Disturbance::Device(7, Direction::Ingress),
+            Disturbance::Cgroup(CgroupHook::Egress),
+        ];
+        assert_eq!(found(&before, &now), lost);
+        let mut now = before.clone();
+        let egress = (7, Direction::Egress);
+        now.links.insert(egress, LinkState::Displaced);
+        let displaced = [Disturbance::Displaced(7, Direction::Egress)];
+        assert_eq!(found(&before, &now), displaced);
+        // Said once for as long as it can't be helped.
+        before.links.insert(egress, LinkState::Displaced);
+        assert_eq!(found(&before, &now), []);
+        // A device that has gone took its hooks with it.
+        before.links = BTreeMap::from([((9, Direction::Ingress), LinkState::Good)]);
+        now.links = BTreeMap::from([((9, Direction::Ingress), LinkState::Gone)]);
+        assert_eq!(found(&before, &now), []);
+        now.policies.insert(
+            3,
+            egress_common::maps::PolicyInfo {
+                digest: [0; 32],
+                entries: [0; 4],
+                rules: 0,
+                complete: 1,
+            },
+        );
+        assert_eq!(
+            found(&before, &now),
+            [Disturbance::Entries("sp_policy_info")]
+        );
+    }
+}
