@@ -15,6 +15,7 @@ pub mod ebpf;
 pub mod image;
 pub mod node;
 pub mod nri;
+pub mod soak;
 pub mod test;
 pub mod tools;
 pub mod workspace;

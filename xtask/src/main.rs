@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, binaries, checks, crds, demo, deploy, e2e, image, node, test, tools,
+    bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools,
     workspace::Workspace,
 };
 
@@ -39,6 +39,8 @@ enum Verb {
     Lint(checks::Args),
     /// Run every check and test there is
     Test(test::Args),
+    /// Kill the agent a thousand times under traffic, while policy changes and pods come and go
+    Soak(soak::Args),
     /// Measure what the kernel programs cost a packet
     Bench(bench::Args),
     /// Try everything in a real cluster, case by case
@@ -77,6 +79,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Image(args) => image::run(&workspace, args).map(|()| true),
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
+        Verb::Soak(args) => soak::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }

@@ -4,7 +4,6 @@
 mod support;
 
 mod needs_root {
-    use std::hash::{BuildHasher as _, Hasher as _};
     use std::net::SocketAddr;
     use std::thread::sleep;
     use std::time::Duration;
@@ -12,45 +11,8 @@ mod needs_root {
     use serde_json::json;
     use xtask::node::{objects, plan};
 
-    use super::support::traffic::{SECRET, Traffic};
+    use super::support::held::under_traffic;
     use super::support::{Cluster, skipped};
-
-    /// Agents that are killed, each at another moment of its life.
-    const KILLS: u64 = 20;
-    const LONGEST_LIFE_MS: u64 = 1_500;
-
-    /// A held cluster with its agent, and traffic; `during` happens to it.
-    fn under_traffic(name: &str, during: impl FnOnce(&Cluster)) {
-        if skipped(name) {
-            return;
-        }
-        let cluster = Cluster::new();
-        cluster.lockdown("Enforce", &json!({}));
-        let agent = cluster.agent(true);
-        let wire = cluster.node.wire().expect("a recorder");
-        let mark = wire.mark();
-        let traffic = Traffic::start(&cluster);
-        sleep(Duration::from_millis(300));
-        agent.stop();
-        during(&cluster);
-        let (answered, sent) = traffic.stop();
-        println!("{name}: {answered:?} requests answered, {sent} forbidden packets sent");
-        assert!(
-            answered.iter().all(|n| *n > 100) && sent > 100,
-            "there was traffic"
-        );
-        let out = wire.since(mark);
-        let out: Vec<_> = out
-            .iter()
-            .filter(|packet| packet.contains(SECRET))
-            .collect();
-        assert!(
-            out.is_empty(),
-            "{} got out, such as {:?}",
-            out.len(),
-            out[0]
-        );
-    }
 
     #[test]
     fn a_restart_with_unchanged_state_writes_nothing() {
@@ -62,45 +24,6 @@ mod needs_root {
                 sleep(Duration::from_millis(300));
                 agent.stop();
             }
-        });
-    }
-
-    #[test]
-    fn killed_at_any_moment_it_holds() {
-        // A seed of the day; printed, so that a failure can be looked into.
-        let seed = std::collections::hash_map::RandomState::new()
-            .build_hasher()
-            .finish();
-        println!("seed {seed}");
-        under_traffic("killed_at_any_moment_it_holds", |cluster| {
-            let mut random = seed;
-            for i in 0..KILLS {
-                let agent = cluster.agent(false);
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(i | 1);
-                let life = Duration::from_millis((random >> 33) % LONGEST_LIFE_MS);
-                sleep(life / 2);
-                // The policy changes while the agent lives, or is just being killed.
-                cluster.lockdown(
-                    "Enforce",
-                    &json!({ "allow": { "cidrs": [{
-                    "cidr": "198.51.100.0/24", "ports": [{ "port": 1000 + i }],
-                }] } }),
-                );
-                sleep(life / 2);
-                agent.kill();
-            }
-            let agent = cluster.agent(true);
-            let (code, status) = cluster.egressctl(&["status"]);
-            assert_eq!(code, Some(0), "{status}");
-            let (_, rules) = cluster.egressctl(&["maps", "dump", "sp_prefix4"]);
-            let last = (1000 + KILLS - 1).to_string();
-            assert!(
-                rules.to_string().contains(&last),
-                "the last state is in force: {rules}"
-            );
-            agent.stop();
         });
     }
 

@@ -4,7 +4,9 @@
 //! egress gateway behind a Service.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod bpf;
 pub mod frames;
+pub mod held;
 pub mod traffic;
 
 use std::collections::BTreeMap;
@@ -53,6 +55,10 @@ pub struct Cluster {
     pub dns: Pod,
     /// Further flags of agents that are started from now on.
     pub flags: Vec<String>,
+    /// Their environment.
+    pub environment: BTreeMap<String, String>,
+    /// Where they and `egressctl` are, if they are not those that are tested otherwise.
+    pub version: Option<PathBuf>,
     /// Last: the pods go before it.
     pub node: Node,
 }
@@ -127,6 +133,8 @@ impl Cluster {
             dns,
             // A runtime of the machine is none of this node's.
             flags: vec!["--nri-socket".to_owned(), "off".to_owned()],
+            environment: BTreeMap::new(),
+            version: None,
             node,
         }
     }
@@ -152,6 +160,13 @@ impl Cluster {
             "spec": spec,
         });
         self.state.apply(&lockdown).expect("write the lockdown");
+    }
+
+    fn program(&self, name: &str, variable: &str) -> PathBuf {
+        match &self.version {
+            Some(directory) => directory.join(name),
+            None => program(variable),
+        }
     }
 
     pub fn run_dir(&self) -> PathBuf {
@@ -198,7 +213,7 @@ impl Cluster {
             .append(true)
             .open(self.log_path())
             .expect("a log");
-        let agent = program("SALLYPORT_AGENT");
+        let agent = self.program("egress-agent", "SALLYPORT_AGENT");
         let mut command = self.command(&place, &agent);
         let (cgroup_root, kubepods) = match place {
             Whereabouts::Nested(_) => (self.nested_cgroups(), PathBuf::from("kubepods")),
@@ -209,6 +224,7 @@ impl Cluster {
             .args(source)
             .arg(path)
             .args(&self.flags)
+            .envs(&self.environment)
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--cgroup-root")
@@ -278,7 +294,7 @@ impl Cluster {
     pub fn egressctl(&self, args: &[&str]) -> (Option<i32>, Value) {
         let output = self
             .node
-            .host_command(&program("SALLYPORT_EGRESSCTL"))
+            .host_command(&self.program("egressctl", "SALLYPORT_EGRESSCTL"))
             .expect("a command")
             .arg("--bpffs")
             .arg(self.node.bpffs())
@@ -320,7 +336,7 @@ impl Cluster {
 }
 
 /// The first value of this field anywhere in it.
-fn find<'a>(value: &'a Value, field: &str) -> Option<&'a Value> {
+pub fn find<'a>(value: &'a Value, field: &str) -> Option<&'a Value> {
     match value {
         Value::Object(map) => map
             .get(field)
@@ -382,6 +398,26 @@ impl Agent {
                 .ready()
                 .filter(|now| old.as_ref().is_none_or(|old| old.0 != now.0))
         });
+    }
+
+    /// Waits until it has ended by itself; how.
+    pub fn ended(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("look after the agent") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent goes on");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child
+            .try_wait()
+            .expect("look after the agent")
+            .is_none()
     }
 
     pub fn pid(&self) -> u32 {
