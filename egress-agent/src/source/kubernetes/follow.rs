@@ -353,6 +353,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_hour_without_an_api_server_costs_few_requests_and_ends_within_half_a_minute() {
+        let mut wait = Wait::new(Pace::default());
+        let (mut passed, mut asked, mut longest) = (Duration::ZERO, 0, Duration::ZERO);
+        while passed < Duration::from_hours(1) {
+            let next = wait.next();
+            longest = longest.max(next);
+            passed += next;
+            asked += 1;
+        }
+        assert!(
+            (120..=260).contains(&asked),
+            "{asked} requests of each watch"
+        );
+        assert!(longest <= Duration::from_secs(30), "{longest:?}");
+        wait.reset();
+        assert!(wait.next() <= Duration::from_millis(500), "as at first");
+    }
+
+    #[test]
     fn waits_longer_each_time_but_not_without_end() {
         let mut wait = Wait::new(Pace::default());
         let first = wait.next();
