@@ -57,13 +57,13 @@ pub struct PodCgroup {
 impl Kubepods {
     /// Finds kubepods on the real cgroup2 hierarchy.
     ///
-    /// `root` is where to look, by default the cgroup2 mount; `given` is kubepods relative to it,
-    /// by default it is looked for.
+    /// `root` is where to look, by default the cgroup2 mount; the directory that a hybrid machine
+    /// has it mounted in will do. `given` is kubepods relative to it, by default it is looked for.
     pub fn find(root: Option<&Path>, given: Option<&Path>) -> Result<Self, CgroupError> {
         let all = mounts::mounts()?;
         let (mount, root) = if let Some(root) = root {
             let root = root.canonicalize().map_err(|source| read(root, source))?;
-            (mounts::cgroup2_above(&all, &root)?, root)
+            mounts::cgroup2_at(&all, &root)?
         } else {
             let mount = mounts::cgroup2(&all)?;
             (mount, mount.point.clone())

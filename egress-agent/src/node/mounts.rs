@@ -49,11 +49,15 @@ pub fn mounts() -> Result<Vec<Mount>, MountError> {
 /// The cgroup2 mount that shows the most: the whole hierarchy rather than a part of it, and the
 /// shortest path among equals.
 pub fn cgroup2(mounts: &[Mount]) -> Result<&Mount, MountError> {
+    most_of_cgroup2(mounts, Path::new("/")).ok_or(MountError::NoCgroup2)
+}
+
+/// The same of the cgroup2 mounts at a path and below it.
+fn most_of_cgroup2<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
-        .filter(|mount| mount.kind == "cgroup2")
+        .filter(|mount| mount.kind == "cgroup2" && mount.point.starts_with(path))
         .min_by_key(|mount| (height(&mount.root), mount.point.components().count()))
-        .ok_or(MountError::NoCgroup2)
 }
 
 /// How far down a mount's root is, from the reader's own root. In a container that is the
@@ -69,13 +73,20 @@ fn height(root: &Path) -> isize {
         .sum()
 }
 
-/// The cgroup2 mount that holds `path`.
-pub fn cgroup2_above<'a>(mounts: &'a [Mount], path: &Path) -> Result<&'a Mount, MountError> {
-    above(mounts, path)
-        .filter(|mount| mount.kind == "cgroup2")
-        .ok_or_else(|| MountError::NotCgroup2 {
-            path: path.to_owned(),
-        })
+/// The cgroup2 mount that holds `path`, and where to look on it: there, or where `path` is only the
+/// directory that a hybrid machine has all its hierarchies in, at the unified one among them.
+pub fn cgroup2_at<'a>(
+    mounts: &'a [Mount],
+    path: &Path,
+) -> Result<(&'a Mount, PathBuf), MountError> {
+    let holds = above(mounts, path).filter(|mount| mount.kind == "cgroup2");
+    let found = match holds {
+        Some(mount) => Some((mount, path.to_owned())),
+        None => most_of_cgroup2(mounts, path).map(|mount| (mount, mount.point.clone())),
+    };
+    found.ok_or_else(|| MountError::NotCgroup2 {
+        path: path.to_owned(),
+    })
 }
 
 /// The BPF filesystem mounted at `path` or above it.
@@ -206,7 +217,17 @@ broken line
     #[test]
     fn a_cgroup_root_elsewhere_is_refused() {
         let mounts = parse(HYBRID);
-        assert!(cgroup2_above(&mounts, Path::new("/sys/fs/cgroup/unified/a")).is_ok());
-        assert!(cgroup2_above(&mounts, Path::new("/sys/fs/cgroup/cpu/a")).is_err());
+        let below = Path::new("/sys/fs/cgroup/unified/a");
+        assert_eq!(cgroup2_at(&mounts, below).unwrap().1, below);
+        assert!(cgroup2_at(&mounts, Path::new("/sys/fs/cgroup/cpu/a")).is_err());
+        assert!(cgroup2_at(&mounts, Path::new("/sys/fs/cgroup/cpu")).is_err());
+    }
+
+    #[test]
+    fn where_a_hybrid_machine_has_all_hierarchies_the_unified_one_is_taken() {
+        let mounts = parse(HYBRID);
+        let (mount, root) = cgroup2_at(&mounts, Path::new("/sys/fs/cgroup")).unwrap();
+        assert_eq!(mount.point, Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(root, mount.point);
     }
 }

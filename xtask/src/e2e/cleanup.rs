@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::time::timeout;
 
 use super::cluster::{Seen, until};
@@ -43,6 +43,7 @@ pub async fn all(world: &World, settings: &Settings, definitions: bool) -> Vec<S
             timeout(STEP, crds(world)).await,
         );
     }
+    step("BPF file systems", timeout(STEP, bpffs(world)).await);
     step("namespaces", timeout(STEP * 2, namespaces(world)).await);
     left
 }
@@ -60,6 +61,24 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<()> {
         .await?;
     if agents.is_some() {
         uninstall::take_off(world, settings).await?;
+    }
+    Ok(())
+}
+
+/// Where a node had none, a helper has mounted one.
+async fn bpffs(world: &World) -> Result<()> {
+    for node in &world.nodes {
+        // Without a helper there is nothing that it could have mounted.
+        let Ok(helper) = world.helper(&node.name).await else {
+            continue;
+        };
+        let ended = world.run(&helper, &["bpffs", "--remove"], STEP).await?;
+        ensure!(
+            ended.code == 0,
+            "on {}: {}",
+            node.name,
+            ended.stderr.trim()
+        );
     }
     Ok(())
 }

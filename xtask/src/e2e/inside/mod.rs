@@ -1,5 +1,6 @@
 //! The suite's side inside pods: attempts to get out, traffic, an outside host, a look at the node.
 
+mod bpffs;
 mod first;
 mod left;
 mod outside;
@@ -42,6 +43,8 @@ pub enum Inside {
     Stop { file: PathBuf },
     /// Be the outside host, in a network namespace of its own that hangs on this one
     Outside(outside::Outside),
+    /// Mount a BPF file system on this node if it has none, or remove that one again
+    Bpffs(bpffs::Bpffs),
     /// Print what arrived at the outside host after the first so many packets
     Seen(seen::Args),
     /// Kill a program of a pod on this node, with SIGKILL
@@ -62,6 +65,7 @@ impl Inside {
             Self::Traffic(traffic) => print(&traffic.run()?),
             Self::Stop { file } => Ok(std::fs::write(file, [])?),
             Self::Outside(outside) => outside.run(),
+            Self::Bpffs(bpffs) => print(&bpffs.run()?),
             Self::Seen(args) => print(&args.run()?),
             Self::Kill(kill) => print(&kill.run()?),
             Self::Left(args) => print(&args.run()?),

@@ -213,6 +213,15 @@ pub fn outside_daemon_set(names: &Names, image: &Image) -> Value {
                     "enableServiceLinks": false,
                     "terminationGracePeriodSeconds": 1,
                     "tolerations": [{ "operator": "Exists" }],
+                    // Before the other, whose volume is of what is mounted when it starts.
+                    "initContainers": [{
+                        "name": "bpffs",
+                        "image": image.reference,
+                        "imagePullPolicy": image.pull_policy,
+                        "command": [PROBE],
+                        "args": ["bpffs"],
+                        "securityContext": { "privileged": true, "runAsUser": 0 },
+                    }],
                     "containers": [{
                         "name": "outside",
                         "image": image.reference,
