@@ -73,12 +73,7 @@ async fn bpffs(world: &World) -> Result<()> {
             continue;
         };
         let ended = world.run(&helper, &["bpffs", "--remove"], STEP).await?;
-        ensure!(
-            ended.code == 0,
-            "on {}: {}",
-            node.name,
-            ended.stderr.trim()
-        );
+        ensure!(ended.code == 0, "on {}: {}", node.name, ended.stderr.trim());
     }
     Ok(())
 }
