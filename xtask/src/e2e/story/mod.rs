@@ -5,6 +5,7 @@ mod bad;
 mod guide;
 mod install;
 mod pods;
+mod ranges;
 mod restart;
 mod starts;
 pub(super) mod uninstall;
@@ -48,6 +49,7 @@ pub async fn tell(world: &World, settings: &Settings, report: &mut Report) -> Re
         "namespaces, certificates, an outside host on each node",
     );
     install::prepare(world).await?;
+    let settings = &ranges::complete(world, settings).await?;
     say("e2e", "the chart");
     install::install(world, settings, report).await?;
     if !report.wants(AFTER_INSTALL) {
