@@ -3,6 +3,7 @@
 //! One file per verb; `main.rs` only parses the command line and calls it.
 
 pub mod apiserver;
+pub mod battery;
 pub mod bench;
 pub mod binaries;
 pub mod checks;

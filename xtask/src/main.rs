@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools,
+    battery, bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools,
     workspace::Workspace,
 };
 
@@ -43,6 +43,8 @@ enum Verb {
     Soak(soak::Args),
     /// Measure what the kernel programs cost a packet
     Bench(bench::Args),
+    /// Try every numbered way around, on a node in miniature (as root)
+    Battery(battery::Args),
     /// Try everything in a real cluster, case by case
     E2e(Box<e2e::Args>),
     /// What the node in miniature starts inside itself
@@ -80,6 +82,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
         Verb::Soak(args) => soak::run(&workspace, args),
+        Verb::Battery(args) => battery::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }

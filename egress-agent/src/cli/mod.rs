@@ -24,6 +24,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod uninstall;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -46,7 +47,8 @@ UTC. What has no name is printed as a number, a wildcard as ANY.
 Exit status: 0 all is well; 1 an error, said on stderr; 2 (status only) a held pod is uncovered or
 a hook is missing; explain: 0 allowed, 3 denied, 4 something that decides could not be asked; render
 istio: 3 something could not be rendered as it is written; audit: 5 something weakens the promise and
-the kernel does not make up for it.";
+the kernel does not make up for it; verify: 6 something
+got out, or ended otherwise than it must.";
 
 /// Look at what Sallyport holds on this node.
 #[derive(Debug, Parser)]
@@ -105,6 +107,11 @@ enum Command {
     Explain(explain::Args),
     /// What weakens the promise among a cluster's objects, and whether the kernel makes up for it
     Audit(audit::Args),
+    /// Tries the numbered ways around the lockdown, from inside a held pod, with real packets
+    Verify(verify::Args),
+    /// The process in the pod that `verify` starts
+    #[command(hide = true)]
+    VerifyInside,
     /// Configuration for others, made from policy
     #[command(subcommand)]
     Render(render::Command),
@@ -201,6 +208,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Events(args) => events::run(globals, args)?,
         Command::Explain(args) => return explain::run(globals, args),
         Command::Audit(args) => return audit::run(globals, args),
+        Command::Verify(args) => return verify::run(globals, args),
+        Command::VerifyInside => egress_battery::inside::serve()?,
         Command::Render(command) => return render::run(command),
         Command::Uninstall(args) => uninstall::run(globals, *args)?,
     }

@@ -6,7 +6,7 @@ pub mod egressctl;
 mod look;
 pub mod manifests;
 pub mod programs;
-mod signals;
+pub(crate) mod signals;
 mod standing;
 mod story;
 mod table;

@@ -48,7 +48,8 @@ impl Programs {
 }
 
 impl Sallyport {
-    fn find(workspace: &Workspace) -> Result<Self> {
+    /// As [`Programs::find`].
+    pub fn find(workspace: &Workspace) -> Result<Self> {
         match (named("SALLYPORT_AGENT")?, named("SALLYPORT_EGRESSCTL")?) {
             (Some(agent), Some(egressctl)) => Ok(Self { agent, egressctl }),
             (None, None) => {
