@@ -1,4 +1,4 @@
-//! The `test` verb: set-up, builds, lints, every test, and the demo, summed up in one line.
+//! The `test` verb: set-up, builds, lints, every test, the demo and the battery, summed up in one line.
 //!
 //! A test that needs root has `needs_root` in its path (its own name or its module's). Such tests
 //! fail without root, unless `--no-root` switches them off; then they are named and counted.
@@ -35,11 +35,11 @@ const NEEDS_ROOT: &str = "needs_root";
                         The last line is `tests: N passed, N failed, N skipped`."
 )]
 pub struct Args {
-    /// Leave out what needs root: the tests with `needs_root` in their path, and the demo
+    /// Leave out what needs root: the tests with `needs_root` in their path, the demo and the battery
     #[arg(long, env = "SALLYPORT_SKIP_ROOT_TESTS", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_root: bool,
 
-    /// Run only tests whose path contains this; lints and demo are left out
+    /// Run only tests whose path contains this; lints, demo and battery are left out
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
 }
@@ -81,6 +81,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         report.add("cargo test", started.elapsed(), counts, ok);
         if args.filter.is_none() {
             demo(workspace, args, &mut report);
+            battery(workspace, args, &mut report);
         }
     }
     print!("{report}");
@@ -170,6 +171,19 @@ fn demo(workspace: &Workspace, args: &Args, report: &mut Report) {
         let printed = command().arg("--json").output()?;
         serde_json::from_str::<serde_json::Value>(&printed).context("it printed no JSON")?;
         Ok(())
+    });
+}
+
+/// Every numbered way around, and what must go on working.
+fn battery(workspace: &Workspace, args: &Args, report: &mut Report) {
+    if args.no_root {
+        println!("skipped without root: the battery");
+        report.counts.skipped += 1;
+        return;
+    }
+    report.test("battery", || {
+        let cargo = Cmd::new("cargo").args(["xtask", "battery"]);
+        cargo.current_dir(&workspace.root).run()
     });
 }
 

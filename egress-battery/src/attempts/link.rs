@@ -1,4 +1,4 @@
-//! Below IP: tags, other EtherTypes, ARP, neighbour discovery, link addresses.
+//! Below IP: tags, other types of frames, ARP, neighbour discovery, link addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

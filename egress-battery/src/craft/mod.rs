@@ -16,7 +16,7 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// EtherTypes.
+/// Numbers of what is in an Ethernet frame.
 pub mod ethertype {
     pub const IPV4: u16 = 0x0800;
     pub const ARP: u16 = 0x0806;

@@ -62,7 +62,8 @@ impl World {
         let fake = make(labelled(PodSpec::new("bookinfo", "fake-gateway", 14)))?;
         let gateway = make(labelled(PodSpec::new("istio-egress", "gateway", 20)))?;
         // Ping sockets are a user's only where the namespace says so.
-        web.netns().sysctl(&[("ipv4/ping_group_range", "0 65535")])?;
+        web.netns()
+            .sysctl(&[("ipv4/ping_group_range", "0 65535")])?;
         let dns = make(PodSpec::new("kube-system", "coredns", 10).label("k8s-app", "kube-dns"))?;
         let world = Self {
             wire: node.wire()?,

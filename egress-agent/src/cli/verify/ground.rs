@@ -81,6 +81,10 @@ fn check(pod: &Pod, name: &str) -> Result<()> {
         ),
         Coverage::NotHeld => bail!("no lockdown holds {name}; choose a pod that one selects"),
         Coverage::Waiting => bail!("no process runs in {name}; wait until it does"),
+        Coverage::NodeAccess => bail!(
+            "{name} can get at its node ({}), so nothing on it can be held; choose another pod",
+            pod.problem.as_deref().unwrap_or("see `egressctl status`")
+        ),
         Coverage::Uncovered => bail!(
             "{name} is uncovered ({}); see `egressctl status`",
             pod.problem.as_deref().unwrap_or("no reason is known")
