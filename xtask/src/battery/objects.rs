@@ -1,6 +1,7 @@
 //! What Services, labels and addresses that change hands could open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
 use std::time::Duration;
@@ -45,8 +46,11 @@ const REUSED: u8 = 21;
 /// Where an attempt of one process goes.
 type To = fn(usize) -> SocketAddr;
 
+/// Whose attempt it is.
+pub(super) type Whose = fn(&World) -> &Pod;
+
 /// Attempts that take nothing but what stands.
-const STANDING: [(u16, fn(&World) -> &Pod, To, Way); 9] = [
+const STANDING: [(u16, Whose, To, Way); 9] = [
     (
         301,
         |w| &w.fake,
@@ -202,7 +206,7 @@ fn prepare(world: &World) -> Result<()> {
         ADMIN,
         vec![ServicePort::tcp("admin", ADMIN_PORT, ADMIN_PORT)],
     );
-    admin.namespace = "istio-egress".to_owned();
+    "istio-egress".clone_into(&mut admin.namespace);
     world.service(&admin)?;
     // Claims on addresses outside, by Services that lead to an ordinary pod.
     let port = ServicePort::udp("udp", UDP, WORKLOAD);
@@ -235,7 +239,8 @@ fn host_ports(world: &World) -> String {
     let mut rules = String::new();
     for (port, pod) in [(HOST_PORT, &world.ratings), (WEB_HOST_PORT, &world.web)] {
         let ([n4, n6], [p4, p6]) = (plan::NODE.all(), pod.ips().all());
-        rules += &format!(
+        let _ = write!(
+            rules,
             "ip daddr {n4} tcp dport {port} dnat ip to {p4}:{WORKLOAD}\n\
              ip6 daddr {n6} tcp dport {port} dnat ip6 to [{p6}]:{WORKLOAD}\n"
         );
@@ -416,20 +421,7 @@ fn row(
     let out = play()?;
     let mut row = Row::of(case, index);
     row.reasons = since(&before, counters()?);
-    row.control = if control.came.contains(&(number, index)) {
-        "came out"
-    } else {
-        "stayed in"
-    }
-    .to_owned();
-    let expected = row.counted_as_expected();
-    row.seen = match (out, expected) {
-        (true, _) => "LEAKED",
-        (false, true) => "held",
-        (false, false) => "WRONG REASON",
-    }
-    .to_owned();
-    row.ok = !out && expected;
+    row.judge(control.came.contains(&(number, index)), out);
     Ok(row)
 }
 

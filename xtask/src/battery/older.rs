@@ -135,14 +135,6 @@ fn row(
     let mut row = Row::of(case, index);
     row.reasons = since(&before, agent.counters(&world.node, &world.web)?);
     // It was answered when it was opened.
-    row.control = "came out".to_owned();
-    let counted = row.counted_as_expected();
-    row.seen = match (out, counted) {
-        (true, _) => "LEAKED",
-        (false, true) => "held",
-        (false, false) => "WRONG REASON",
-    }
-    .to_owned();
-    row.ok = !out && counted;
+    row.judge(true, out);
     Ok(row)
 }

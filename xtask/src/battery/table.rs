@@ -22,8 +22,8 @@ pub(super) struct Row {
     pub family: String,
     pub expected: Vec<String>,
     /// What came of it where nothing holds: without what comes out here, the rest shows nothing.
-    pub control: String,
-    pub seen: String,
+    pub control: &'static str,
+    pub seen: &'static str,
     pub reasons: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub why: String,
@@ -42,12 +42,24 @@ impl Row {
                 .iter()
                 .map(|it| it.as_str().to_owned())
                 .collect(),
-            control: String::new(),
-            seen: String::new(),
+            control: "not tried",
+            seen: "not tried",
             reasons: BTreeMap::new(),
             why: String::new(),
             ok: false,
         }
+    }
+
+    /// What an attempt was that came out, or not, without and with what holds.
+    pub(super) fn judge(&mut self, before: bool, out: bool) {
+        let expected = self.counted_as_expected();
+        self.control = if before { "came out" } else { "stayed in" };
+        self.seen = match (out, expected) {
+            (true, _) => "LEAKED",
+            (false, true) => "held",
+            (false, false) => "WRONG REASON",
+        };
+        self.ok = !out && expected;
     }
 
     /// Whether something was counted for an expected reason, and nothing beside.
@@ -70,10 +82,8 @@ pub(super) fn merge(held: Verified, audited: Option<&Verified>) -> Option<Row> {
         return None;
     }
     let mut row = Row {
-        control: audited
-            .map_or("not tried", |row| words(&row.outcome))
-            .to_owned(),
-        seen: words(&held.outcome).to_owned(),
+        control: audited.map_or("not tried", |row| words(&row.outcome)),
+        seen: words(&held.outcome),
         reasons: held.reasons,
         why: held.why.unwrap_or_default(),
         number: held.number,
@@ -113,8 +123,10 @@ fn is_bad(outcome: &str) -> bool {
     matches!(outcome, "leaked" | "wrong-reason" | "broken" | "blind")
 }
 
-fn words(outcome: &str) -> &str {
+fn words(outcome: &str) -> &'static str {
     match outcome {
+        "held" => "held",
+        "works" => "works",
         "came-out" => "came out",
         "stayed-in" => "stayed in",
         "not-tried" => "not tried",
@@ -122,7 +134,7 @@ fn words(outcome: &str) -> &str {
         "wrong-reason" => "WRONG REASON",
         "broken" => "BROKEN",
         "blind" => "BLIND",
-        other => other,
+        _ => "UNKNOWN",
     }
 }
 

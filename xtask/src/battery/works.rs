@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use egress_battery::catalogue;
 
 use super::agent::Agent;
-use super::objects::{WEB_HOST_PORT, since};
+use super::objects::{WEB_HOST_PORT, Whose, since};
 use super::table::Row;
 use super::tries::{Way, came, token};
 use super::world::{LARGE_ANSWER, LARGE_NODE_PORT, NODE_PORT, WORKLOAD, World, of};
@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(5);
 /// A case, and how it is tried in one family.
 type Play = fn(&World, usize) -> Result<()>;
 
-const PLAYS: [(u16, fn(&World) -> &Pod, Play); 6] = [
+const PLAYS: [(u16, Whose, Play); 6] = [
     (
         370,
         |w| &w.web,
@@ -98,7 +98,7 @@ fn row(
     let played = play(world, index);
     let mut row = Row::of(case, index);
     row.reasons = since(&old, agent.counters(&world.node, pod)?);
-    row.control = if before { "works" } else { "BROKEN" }.to_owned();
+    row.control = if before { "works" } else { "BROKEN" };
     // A pod that nobody holds has no hook that counts.
     let counted = number == 376
         || row
@@ -106,7 +106,7 @@ fn row(
             .iter()
             .any(|reason| row.reasons.contains_key(reason));
     row.ok = played.is_ok() && counted;
-    row.seen = if row.ok { "works" } else { "BROKEN" }.to_owned();
+    row.seen = if row.ok { "works" } else { "BROKEN" };
     if let Err(error) = played {
         row.why = format!("{error:#}");
     }
