@@ -37,6 +37,7 @@ impl Gateways {
                 cert_dir,
                 upstream_ca,
                 authorization: options.gateway_authz.into(),
+                binding: options.client_binding.into(),
             }),
             _ => None,
         };

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod authz;
+mod binding;
 mod bootstrap;
 mod canonical;
 mod cluster;
@@ -25,11 +26,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::identity::Binding;
 use super::policy::{Gateway, GatewayPolicy, ObjectName};
 
 pub use authz::{UPSTREAM, way_of_connection, way_of_request};
+pub use binding::Owners;
 pub use bootstrap::{Bootstrap, FILES, files};
-pub use resources::{CLUSTERS, LISTENERS, ROUTES, Resource, Resources, SECRETS, TYPES};
+pub use resources::{CLUSTERS, EXTENSIONS, LISTENERS, ROUTES, Resource, Resources, SECRETS, TYPES};
 
 /// Name of the bootstrap's cluster that leads to the policy server.
 pub const POLICY_CLUSTER: &str = "sallyport";
@@ -52,27 +55,51 @@ pub struct Settings {
     /// Authorities that outside servers are checked by (PEM).
     pub upstream_ca: PathBuf,
     pub authorization: Authorization,
+    /// The policy server binds clients itself; this is for Envoys with rules of their own.
+    pub binding: Binding,
+}
+
+impl Settings {
+    /// Whether Envoy itself looks where certificates are used from.
+    fn binds(&self) -> bool {
+        self.authorization == Authorization::Rbac && self.binding != Binding::Off
+    }
 }
 
 /// Renders every gateway.
-pub fn render(policy: &GatewayPolicy, settings: &Settings) -> BTreeMap<ObjectName, Arc<Resources>> {
+pub fn render(
+    policy: &GatewayPolicy,
+    settings: &Settings,
+    owners: &Owners,
+) -> BTreeMap<ObjectName, Arc<Resources>> {
     policy
         .gateways
         .iter()
         .map(|(id, gateway)| {
-            let resources = of_gateway(&policy.trust_domain, gateway, settings);
+            let resources = of_gateway(&policy.trust_domain, gateway, settings, owners);
             (id.clone(), Arc::new(resources))
         })
         .collect()
 }
 
-fn of_gateway(trust_domain: &str, gateway: &Gateway, settings: &Settings) -> Resources {
+fn of_gateway(
+    trust_domain: &str,
+    gateway: &Gateway,
+    settings: &Settings,
+    owners: &Owners,
+) -> Resources {
     let mut resources = Resources::default();
     let Settings {
         cert_dir,
         upstream_ca,
         authorization,
+        binding,
     } = settings;
+    if settings.binds() {
+        for one in binding::resources(owners, *binding) {
+            resources.add(one);
+        }
+    }
     resources.add(tls::certificate(cert_dir));
     resources.add(tls::trust(cert_dir, trust_domain));
     for cluster in cluster::clusters(gateway, upstream_ca).into_values() {
@@ -90,7 +117,7 @@ fn of_gateway(trust_domain: &str, gateway: &Gateway, settings: &Settings) -> Res
             served,
             *authorization,
         ));
-        for one in listener::listeners(trust_domain, port, served, wildcards, *authorization) {
+        for one in listener::listeners(trust_domain, port, served, wildcards, settings) {
             resources.add(one);
         }
     }

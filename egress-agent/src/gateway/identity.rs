@@ -27,6 +27,18 @@ pub struct SpiffeId {
     ends: [u16; 2],
 }
 
+/// How a client's certificate is bound to the pod it was issued for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// The address must be that of a pod with the certificate's service account.
+    #[default]
+    Require,
+    /// Addresses that belong to no known pod pass; those of another account's pod don't.
+    Prefer,
+    /// The certificate alone counts.
+    Off,
+}
+
 const SCHEME: &str = "spiffe://";
 const NAMESPACE: &str = "/ns/";
 const ACCOUNT: &str = "/sa/";

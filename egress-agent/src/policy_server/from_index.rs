@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use sha2::{Digest as _, Sha256};
 
 use super::{GatewayPod, PodAccount, Served};
+use crate::gateway::envoy::Owners;
 use crate::gateway::{
     ObjectName, OutboundPolicy, Problem, Settings, SpiffeId, compile, from_index, render,
 };
@@ -23,14 +24,15 @@ impl Served {
     ) -> (Self, Vec<Problem>) {
         let objects = from_index::objects(index, trust_domain, cluster, outbound);
         let (policy, problems) = compile(&objects);
+        let clients = clients(index);
         let mut served = Self {
             revision: String::new(),
             resources: rendering
-                .map(|settings| render(&policy, settings))
+                .map(|settings| render(&policy, settings, &owners(&clients, trust_domain)))
                 .unwrap_or_default(),
             policy,
             gateway_pods: gateway_pods(index, trust_domain),
-            clients: clients(index),
+            clients,
         };
         served.revision = revision(&served);
         (served, problems)
@@ -93,6 +95,15 @@ pub fn clients(index: &Index) -> BTreeMap<IpAddr, PodAccount> {
         })
     });
     pods.collect()
+}
+
+/// The identities that are used from these addresses.
+pub fn owners(clients: &BTreeMap<IpAddr, PodAccount>, trust_domain: &str) -> Owners {
+    let owners = clients.iter().filter_map(|(&ip, pod)| {
+        let id = SpiffeId::new(trust_domain, &pod.namespace, &pod.service_account);
+        Some((ip, id.ok()?))
+    });
+    owners.collect()
 }
 
 /// Addresses that are this pod's alone.

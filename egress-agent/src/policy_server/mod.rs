@@ -16,5 +16,5 @@ pub mod server;
 pub mod thread;
 pub mod xds;
 
-pub use from_index::{clients, gateway_pods};
+pub use from_index::{clients, gateway_pods, owners};
 pub use served::{Caller, GatewayPod, PodAccount, Served};

@@ -1,6 +1,7 @@
 //! The gateway of `deploy/gateway` on this machine: its own bootstrap, arguments and hooks, with
 //! other ports and paths.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -113,11 +114,12 @@ impl Deployed {
             cert_dir: self.path("tls"),
             upstream_ca: self.path("tls/ca.crt"),
             authorization: Authorization::Rbac,
+            binding: Binding::Off,
         };
         let server = self.server.as_ref().expect("it runs");
         server.serve(Served {
             revision: revision.to_owned(),
-            resources: render(&policy, &settings),
+            resources: render(&policy, &settings, &BTreeMap::new()),
             gateway_pods: gateway_pods(index, "cluster.local"),
             clients: clients(index),
             policy,

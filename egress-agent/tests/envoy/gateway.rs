@@ -16,7 +16,7 @@ use egress_agent::gateway::{
     decide_connection, render,
 };
 use egress_agent::policy_server::authz::Binding;
-use egress_agent::policy_server::{GatewayPod, PodAccount, Served};
+use egress_agent::policy_server::{GatewayPod, PodAccount, Served, owners};
 
 use crate::client::{Answer, Connection};
 use crate::mesh::{Authority, Leaf, client_config};
@@ -138,6 +138,7 @@ impl Gateway {
                 upstream_ca: certs.join("outside.crt"),
                 cert_dir: certs,
                 authorization,
+                binding,
             },
             directory,
             envoy: None,
@@ -201,7 +202,11 @@ impl Gateway {
         };
         self.server.serve(Served {
             revision: self.revision.to_string(),
-            resources: render(&policy, &self.settings),
+            resources: render(
+                &policy,
+                &self.settings,
+                &owners(&self.clients, "cluster.local"),
+            ),
             policy: policy.clone(),
             gateway_pods: BTreeMap::from([
                 (Ipv4Addr::LOCALHOST.into(), pod.clone()),

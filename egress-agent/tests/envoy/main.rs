@@ -1,5 +1,6 @@
 //! The rendered configuration in a real Envoy, served by the policy server, on loopback.
 
+mod binding;
 mod client;
 mod conditions;
 mod deployed;

@@ -1,6 +1,6 @@
 //! A server with one gateway, and clients of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -123,10 +123,11 @@ pub fn served() -> Served {
         cert_dir: "/certs".into(),
         upstream_ca: "/ca.crt".into(),
         authorization: Authorization::Rbac,
+        binding: Binding::Off,
     };
     Served {
         gateway_pods: [(GATEWAY, pod)].into(),
-        resources: render(&policy, &settings),
+        resources: render(&policy, &settings, &BTreeMap::new()),
         policy,
         ..Served::default()
     }

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::pb::{any, core, exact, matcher};
 use super::state::{filter_state, value};
-use super::{Authorization, authz, rbac};
+use super::{Authorization, authz, binding, rbac};
 use crate::gateway::access::AccessReason;
 use crate::gateway::host::HostPattern;
 use crate::gateway::policy::{ObjectName, Rules};
@@ -96,8 +96,35 @@ fn kept(key: &str, text: &str) -> FilterStateValue {
     value(key, "envoy.string", text)
 }
 
-/// What is said of a request. `dry_run` is what the dry-run entries would have done.
-pub(super) fn of_requests(authorization: Authorization) -> AccessLog {
+/// What is said of a request, where Envoy itself may have refused its client for the place that it
+/// comes from (`binds`).
+pub(super) fn of_requests(authorization: Authorization, binds: bool) -> Vec<AccessLog> {
+    let mut fields = request();
+    if !binds {
+        fields.extend(decided(authorization));
+        return vec![json_lines(&fields, None)];
+    }
+    let key = |key: &str| format!("{}{key}", binding::PREFIX);
+    let result = key("enforced_engine_result");
+    let mut elsewhere = fields.clone();
+    elsewhere.extend([
+        ("verdict", "denied".to_owned()),
+        (
+            "reason",
+            metadata(rbac::FILTER, &key("enforced_effective_policy_id")),
+        ),
+    ]);
+    fields.extend(decided(authorization));
+    let denied = only_if(rbac::FILTER, &result, Some("denied"), false);
+    // A request that Envoy refuses before all filters has no result.
+    let other = only_if(rbac::FILTER, &result, Some("allowed"), true);
+    vec![
+        json_lines(&elsewhere, Some(denied)),
+        json_lines(&fields, Some(other)),
+    ]
+}
+
+fn request() -> Fields {
     let mut fields: Fields = [
         ("start_time", "%START_TIME%"),
         ("method", "%REQ(:METHOD)%"),
@@ -127,8 +154,17 @@ pub(super) fn of_requests(authorization: Authorization) -> AccessLog {
     ]
     .map(|(name, format)| (name, format.to_owned()))
     .into();
-    let state = |key| format!("%FILTER_STATE({key}:PLAIN)%");
     fields.push(("authority", state(AUTHORITY)));
+    fields
+}
+
+fn state(key: &str) -> String {
+    format!("%FILTER_STATE({key}:PLAIN)%")
+}
+
+/// The verdict on a request. `dry_run` is what the dry-run entries would have done.
+fn decided(authorization: Authorization) -> Fields {
+    let mut fields = Fields::new();
     match authorization {
         Authorization::Rbac => {
             let rbac = |key: &str| metadata(rbac::FILTER, key);
@@ -165,7 +201,7 @@ pub(super) fn of_requests(authorization: Authorization) -> AccessLog {
             }
         }
     }
-    json_lines(&fields, None)
+    fields
 }
 
 /// The first of two command operators, each with its parameter, that has something to say.
@@ -204,7 +240,8 @@ pub(super) fn of_ruled_connection(
     // `ExternalService/namespace/name:port`
     let service = route.rsplit_once(':').map(|(service, _)| service);
     fields.extend(service.map(|service| ("service", service.to_owned())));
-    let none = json_lines(&fields, Some(only_if(&result, None)));
+    let only_if = |told| only_if(rbac::NETWORK_FILTER, &result, told, told.is_none());
+    let none = json_lines(&fields, Some(only_if(None)));
     let told = [("allowed", admitted), ("denied", refused)].map(|(verdict, reason)| {
         let mut fields = fields.clone();
         fields.push(("reason", reason.as_str().to_owned()));
@@ -212,7 +249,7 @@ pub(super) fn of_ruled_connection(
             fields.retain(|(name, _)| *name != "object");
             fields.push(("object", policy));
         }
-        json_lines(&fields, Some(only_if(&result, Some(verdict))))
+        json_lines(&fields, Some(only_if(Some(verdict))))
     });
     told.into_iter().chain([none]).collect()
 }
@@ -250,8 +287,9 @@ fn metadata(filter: &str, key: &str) -> String {
     format!("%DYNAMIC_METADATA({filter}:{key})%")
 }
 
-/// Connections whose result is this one; without a result those that have none.
-fn only_if(key: &str, result: Option<&str>) -> AccessLogFilter {
+/// What a filter's result is this one for; without a result what has none. `or_none`: what has none as
+/// well.
+fn only_if(filter: &str, key: &str, result: Option<&str>, or_none: bool) -> AccessLogFilter {
     let pattern = match result {
         Some(result) => MatchPattern::StringMatch(exact(result)),
         // Holds for no result. (`invert` has no effect here.)
@@ -261,7 +299,7 @@ fn only_if(key: &str, result: Option<&str>) -> AccessLogFilter {
         segment: Some(Segment::Key(key.to_owned())),
     };
     let matcher = matcher::MetadataMatcher {
-        filter: rbac::NETWORK_FILTER.to_owned(),
+        filter: filter.to_owned(),
         path: vec![path],
         value: Some(matcher::ValueMatcher {
             match_pattern: Some(pattern),
@@ -271,9 +309,7 @@ fn only_if(key: &str, result: Option<&str>) -> AccessLogFilter {
     AccessLogFilter {
         filter_specifier: Some(FilterSpecifier::MetadataFilter(MetadataFilter {
             matcher: Some(matcher),
-            match_if_key_not_found: Some(BoolValue {
-                value: result.is_none(),
-            }),
+            match_if_key_not_found: Some(BoolValue { value: or_none }),
         })),
     }
 }

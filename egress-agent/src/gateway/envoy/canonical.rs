@@ -16,7 +16,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Name as _;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use super::resources::{CLUSTERS, LISTENERS, ROUTES};
+use super::resources::{CLUSTERS, EXTENSIONS, LISTENERS, ROUTES};
 
 /// Where a message has maps; what is not named has none.
 enum Shape {
@@ -60,10 +60,21 @@ static STDOUT: Shape = Message(&[(
         Message(&[(1, Map(&PLAIN))]), // fields
     )]),
 )]);
-static RBAC: Shape = Message(&[
+static HTTP_RBAC: Shape = Message(&[
     (1, Message(&[(2, Map(&PLAIN))])), // rules, policies
     (2, Message(&[(2, Map(&PLAIN))])), // shadow_rules, policies
+    (4, MATCHER),                      // matcher
 ]);
+static NETWORK_RBAC: Shape = Message(&[
+    (1, Message(&[(2, Map(&PLAIN))])), // as above
+    (2, Message(&[(2, Map(&PLAIN))])),
+    (6, MATCHER), // matcher
+]);
+const MATCHER: Shape = Message(&[(
+    2,                                             // matcher_tree
+    Message(&[(2, Message(&[(1, Map(&PLAIN))]))]), // exact_match_map, map; one entry below each
+)]);
+static EXTENSION: Shape = Message(&[(2, Shape::Any)]); // typed_config
 static RBAC_PER_ROUTE: Shape = Message(&[(
     2, // rbac
     Message(&[
@@ -81,7 +92,9 @@ fn shape_of(type_url: &str) -> Option<&'static Shape> {
         _ if is(HttpConnectionManager::type_url()) => &CONNECTION_MANAGER,
         _ if is(TcpProxy::type_url()) => &TCP_PROXY,
         _ if is(StdoutAccessLog::type_url()) => &STDOUT,
-        _ if is(http_rbac::Rbac::type_url()) || is(network_rbac::Rbac::type_url()) => &RBAC,
+        EXTENSIONS => &EXTENSION,
+        _ if is(http_rbac::Rbac::type_url()) => &HTTP_RBAC,
+        _ if is(network_rbac::Rbac::type_url()) => &NETWORK_RBAC,
         _ if is(http_rbac::RbacPerRoute::type_url()) => &RBAC_PER_ROUTE,
         _ => return None,
     })

@@ -20,7 +20,10 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::google::protobuf::Any;
 
 use super::pb::{address, ads, any, core, number, seconds, yes};
-use super::{Authorization, access_log, authz, cluster, forward, lookup, rbac, routes_name, tls};
+use super::{
+    Authorization, Settings, access_log, authz, binding, cluster, forward, lookup, rbac,
+    routes_name, tls,
+};
 use crate::gateway::access::AccessReason;
 use crate::gateway::host::HostPattern;
 use crate::gateway::policy::{Listener, PassthroughRoute, Rules};
@@ -36,9 +39,9 @@ pub(super) fn listeners(
     port: u16,
     listener: &Listener,
     wildcards: bool,
-    authorization: Authorization,
+    settings: &Settings,
 ) -> [EnvoyListener; 2] {
-    let chains = chains(trust_domain, port, listener, wildcards, authorization);
+    let chains = chains(trust_domain, port, listener, wildcards, settings);
     let by_name = chains
         .iter()
         .any(|chain| chain.filter_chain_match.is_some());
@@ -65,10 +68,10 @@ fn chains(
     port: u16,
     listener: &Listener,
     wildcards: bool,
-    authorization: Authorization,
+    settings: &Settings,
 ) -> Vec<FilterChain> {
     let manager = || {
-        let config = connection_manager(port, wildcards, authorization);
+        let config = connection_manager(port, wildcards, settings);
         vec![network(
             "envoy.filters.network.http_connection_manager",
             any(config),
@@ -84,7 +87,7 @@ fn chains(
     }
     for (pattern, passthrough) in &listener.passthrough {
         let filters = match &passthrough.served {
-            Some(route) => pass_on(trust_domain, pattern, route, authorization),
+            Some(route) => pass_on(trust_domain, pattern, route, settings),
             None => refuse(pattern),
         };
         chains.push(chain(&pattern.to_string(), &[pattern], &[], filters));
@@ -120,11 +123,11 @@ fn pass_on(
     trust_domain: &str,
     pattern: &HostPattern,
     route: &PassthroughRoute,
-    authorization: Authorization,
+    settings: &Settings,
 ) -> Vec<Filter> {
     let stat_prefix = format!("passthrough_{}", route.service);
     let name = format!("ExternalService/{}:{}", route.service, route.port);
-    let (mut filters, log) = match authorization {
+    let (mut filters, log) = match settings.authorization {
         Authorization::Rbac => {
             let rules =
                 rbac::of_connection(trust_domain, &route.rules, &route.service, &stat_prefix);
@@ -144,6 +147,9 @@ fn pass_on(
             )
         }
     };
+    if settings.binds() {
+        filters.insert(0, binding::network_filter());
+    }
     let cluster = if route.host.is_none() {
         filters.push(lookup::remember());
         lookup::name(route.port)
@@ -197,18 +203,14 @@ fn tls_inspector() -> ListenerFilter {
     }
 }
 
-fn connection_manager(
-    port: u16,
-    wildcards: bool,
-    authorization: Authorization,
-) -> HttpConnectionManager {
+fn connection_manager(port: u16, wildcards: bool, settings: &Settings) -> HttpConnectionManager {
     let router = Router {
         // The outside learns nothing of how it was reached.
         suppress_envoy_headers: true,
         ..Router::default()
     };
     let mut filters = vec![access_log::before_rules(), (rbac::FILTER, rbac::deny_all())];
-    filters.push(match authorization {
+    filters.push(match settings.authorization {
         Authorization::Rbac => access_log::behind_rules(),
         Authorization::ExtAuthz => (authz::FILTER, authz::of_request()),
     });
@@ -221,6 +223,11 @@ fn connection_manager(
         config_type: Some(http_filter::ConfigType::TypedConfig(config)),
         ..HttpFilter::default()
     });
+    let mut filters: Vec<HttpFilter> = filters.collect();
+    if settings.binds() {
+        // Behind what the log keeps, before the rules.
+        filters.insert(1, binding::http_filter());
+    }
     HttpConnectionManager {
         stat_prefix: format!("egress_{port}"),
         codec_type: CodecType::Auto.into(),
@@ -254,8 +261,8 @@ fn connection_manager(
             initial_connection_window_size: number(1 << 20),
             ..core::Http2ProtocolOptions::default()
         }),
-        access_log: vec![access_log::of_requests(authorization)],
-        http_filters: filters.collect(),
+        access_log: access_log::of_requests(settings.authorization, settings.binds()),
+        http_filters: filters,
         ..HttpConnectionManager::default()
     }
 }

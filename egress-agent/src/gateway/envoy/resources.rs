@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
@@ -17,9 +18,10 @@ pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 pub const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const SECRETS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+pub const EXTENSIONS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
 /// All of them, in the order in which an addition takes effect without a gap.
-pub const TYPES: [&str; 4] = [SECRETS, CLUSTERS, LISTENERS, ROUTES];
+pub const TYPES: [&str; 5] = [SECRETS, CLUSTERS, LISTENERS, ROUTES, EXTENSIONS];
 
 /// Configuration of one gateway's Envoy.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,6 +73,13 @@ impl Served for Secret {
     }
 }
 
+impl Served for TypedExtensionConfig {
+    const TYPE: &'static str = EXTENSIONS;
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl Resources {
     /// Adds a message.
     pub fn add<M: Served>(&mut self, message: M) {
@@ -105,5 +114,6 @@ mod tests {
         assert_eq!(LISTENERS, Listener::type_url());
         assert_eq!(ROUTES, RouteConfiguration::type_url());
         assert_eq!(SECRETS, Secret::type_url());
+        assert_eq!(EXTENSIONS, TypedExtensionConfig::type_url());
     }
 }

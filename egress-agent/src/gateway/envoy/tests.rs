@@ -3,6 +3,7 @@
 mod mutations;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -32,7 +33,14 @@ fn settings(authorization: Authorization) -> Settings {
         cert_dir: "/certs".into(),
         upstream_ca: "/ca.crt".into(),
         authorization,
+        binding: Binding::Require,
     }
+}
+
+/// So many that equal ones hardly come in one order by chance.
+fn owners() -> Owners {
+    let all = (1..9_u8).map(|last| (IpAddr::from([10, 0, 0, last]), id(&format!("a{last}"))));
+    all.collect()
 }
 
 fn host(name: &str) -> HostName {
@@ -132,7 +140,7 @@ fn policy(entries: usize, dry: usize, wildcard: bool) -> GatewayPolicy {
 }
 
 fn rendered(policy: &GatewayPolicy, authorization: Authorization) -> Arc<Resources> {
-    let rendered = render(policy, &settings(authorization));
+    let rendered = render(policy, &settings(authorization), &owners());
     rendered.into_values().next().expect("it has one gateway")
 }
 
@@ -181,7 +189,7 @@ proptest! {
 fn bytes_in_order_are_the_same_message() {
     let policy = policy(5, 3, true);
     let (id, gateway) = policy.gateways.iter().next().unwrap();
-    let rendered = &render(&policy, &settings(Authorization::Rbac))[id];
+    let rendered = &render(&policy, &settings(Authorization::Rbac), &owners())[id];
     let listener = &gateway.listeners[&8443];
     let decode = |type_url, name: &str| rendered.by_type[type_url][name].body.value.clone();
 
@@ -213,7 +221,7 @@ fn bytes_in_order_are_the_same_message() {
         8443,
         listener,
         true,
-        Authorization::Rbac,
+        &settings(Authorization::Rbac),
     );
     let sorted = EnvoyListener::decode(&*decode(LISTENERS, "egress-8443-v4")).unwrap();
     let filters = |one: &EnvoyListener| -> Vec<(String, usize)> {
@@ -230,6 +238,35 @@ fn bytes_in_order_are_the_same_message() {
 
     for (name, plain) in cluster::clusters(gateway, "/ca.crt".as_ref()) {
         assert_eq!(plain, Cluster::decode(&*decode(CLUSTERS, &name)).unwrap());
+    }
+}
+
+/// Pods come and go, and no listener drains for that.
+#[test]
+fn whose_address_it_is_stands_apart() {
+    let policy = policy(2, 1, false);
+    for authorization in BOTH {
+        let with = |owners: &Owners, binding| {
+            let settings = Settings {
+                binding,
+                ..settings(authorization)
+            };
+            let all = render(&policy, &settings, owners);
+            all.into_values().next().expect("it has one gateway")
+        };
+        let mut fewer = owners();
+        fewer.pop_first();
+        let expected: &[&str] = match authorization {
+            Authorization::Rbac => &[EXTENSIONS],
+            Authorization::ExtAuthz => &[],
+        };
+        for binding in [Binding::Require, Binding::Prefer] {
+            let (before, after) = (with(&owners(), binding), with(&fewer, binding));
+            assert_eq!(changed(&before, &after), expected, "{binding:?}");
+        }
+        let (before, after) = (with(&owners(), Binding::Off), with(&fewer, Binding::Off));
+        assert_eq!(changed(&before, &after), [] as [&str; 0]);
+        assert_eq!(before.of(EXTENSIONS).count(), 0);
     }
 }
 

@@ -2,22 +2,11 @@
 
 use super::attributes::Asked;
 use crate::gateway::access::{AccessReason, decide_access_with};
+pub use crate::gateway::identity::Binding;
 use crate::gateway::{
     Connection, Decision, ObjectName, Request, SpiffeId, decide_connection, envoy, has_two_readings,
 };
 use crate::policy_server::{Caller, GatewayPod, PodAccount, Served};
-
-/// How a client's certificate is bound to the pod it was issued for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Binding {
-    /// The address must be that of a pod with the certificate's service account.
-    #[default]
-    Require,
-    /// Addresses that belong to no known pod pass; those of another account's pod don't.
-    Prefer,
-    /// The certificate alone counts.
-    Off,
-}
 
 /// Why a question was answered as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
