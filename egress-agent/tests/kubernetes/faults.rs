@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use egress_agent::source::kubernetes::Pace;
+use tokio::time::{Instant, sleep};
 use xtask::apiserver::{ApiServer, Fault, Faults};
 
 use super::objects;
-use super::world::{Follower, cluster};
+use super::world::{Follower, PACE, cluster};
 
 async fn followed() -> (ApiServer, Follower) {
     let api = cluster();
@@ -73,6 +74,33 @@ async fn what_is_forgotten_is_listed_once_and_the_same_is_no_change() {
             f.index.lockdowns()["all"].allow.cidrs.is_empty()
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_watch_that_worked_is_taken_up_soon_however_often_it_has_broken() {
+    let api = cluster();
+    let pace = Pace {
+        longest: Duration::from_mins(1),
+        ..PACE
+    };
+    let mut follower = Follower::at(&api, pace).await;
+    follower.until("the first state", |f| f.changes > 0).await;
+    for round in 0..14 {
+        let cidr = format!("192.0.2.{round}/32");
+        api.apply(&objects::lockdown("all", "bookinfo", &[&cidr]))
+            .unwrap();
+        let start = Instant::now();
+        follower
+            .until("a change", |f| {
+                let all = f.index.lockdowns().get("all");
+                all.is_some_and(|all| all.allow.cidrs[0].cidr.to_string() == cidr)
+            })
+            .await;
+        // Twice the wait each time would be half a minute by now.
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?} in round {round}");
+        api.break_connections();
+    }
 }
 
 #[tokio::test]

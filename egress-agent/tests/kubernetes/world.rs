@@ -65,6 +65,10 @@ pub struct Follower {
 
 impl Follower {
     pub async fn new(api: &ApiServer) -> Self {
+        Self::at(api, PACE).await
+    }
+
+    pub async fn at(api: &ApiServer, pace: Pace) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(&file, api.kubeconfig()).expect("write it");
         let client = client(Some(file.path())).await.expect("a client");
@@ -72,7 +76,7 @@ impl Follower {
             node: NODE.to_owned(),
             cluster: None,
             clients: true,
-            pace: PACE,
+            pace,
         };
         let (source, updates) = Kubernetes::new(client, settings);
         Self {

@@ -147,20 +147,34 @@ where
             absent = 0;
             self.tell(Report::Listed(items)).await?;
             self.tell(Report::Connected).await?;
-            self.watch_from(version, &mut wait).await?;
-            // All agents are told at once that they have to.
-            sleep(wait.jitter(self.pace.first)).await;
+            if self.watch_from(version, &mut wait).await? {
+                // All agents are told at once that they have to.
+                sleep(wait.jitter(self.pace.first)).await;
+            } else {
+                // Lists that lead to nothing must not follow each other without end.
+                sleep(wait.next()).await;
+            }
         }
     }
 
-    /// Watches again and again, until there is a reason to list anew.
-    async fn watch_from(&mut self, mut version: String, wait: &mut Wait) -> Result<(), Unheard> {
+    /// Watches again and again, until there is a reason to list anew. Whether anything came.
+    async fn watch_from(&mut self, mut version: String, wait: &mut Wait) -> Result<bool, Unheard> {
         let mut failures = 0;
+        let mut came = false;
         loop {
             let begin = Instant::now();
             let before = version.clone();
-            match self.watch_once(&mut version).await? {
-                End::Expired => return Ok(()),
+            let end = self.watch_once(&mut version).await?;
+            let silent = matches!(end, End::Failed(Trouble::Silent(_)));
+            let lasted = !silent && begin.elapsed() > self.pace.longest;
+            if version != before || lasted {
+                // However it ended, it had worked: waits grow with failures in a row, not with all
+                // that there ever were.
+                came = true;
+                wait.reset();
+            }
+            match end {
+                End::Expired => return Ok(came),
                 End::Closed => {
                     failures = 0;
                     // One that ends at once and says nothing is no reason to ask without end.
@@ -178,7 +192,7 @@ where
                     self.tell(Report::Failing(trouble)).await?;
                     sleep(pause).await;
                     if answered && failures >= RESUMES {
-                        return Ok(());
+                        return Ok(came);
                     }
                 }
             }
