@@ -110,6 +110,7 @@ volumeMounts:
   - name: cgroup
     mountPath: /host/cgroup
     readOnly: true
+  # The lock, the socket of events, the status: written here, read by egressctl on the node.
   - name: run
     mountPath: /run/sallyport
   {{- if .Values.nri.enabled }}
@@ -127,10 +128,12 @@ volumeMounts:
   {{- end }}
   {{- if .Values.policyServer.enabled }}
   {{- if .Values.policyServer.spiffe.enabled }}
+  # The directory, as a socket may be made anew.
   - name: spiffe
     mountPath: /run/spiffe
     readOnly: true
   {{- else }}
+  # Followed as the Secret changes.
   - name: policy-tls
     mountPath: /etc/sallyport/policy-tls
     readOnly: true

@@ -1,6 +1,8 @@
 //! The chart, as Helm renders it: for every sensible choice of values what comes of it is what an
 //! API server takes, and what the agent understands; values that make no sense are refused.
 
+mod explained;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
