@@ -284,6 +284,19 @@ impl Pod {
         connect(&self.host, &self.netns, &self.device, self.spec.ips)
     }
 
+    /// Another sandbox, as the runtime makes one when the first has died: the same pod, cgroup and
+    /// addresses, another network namespace and device.
+    pub fn replace_sandbox(&mut self) -> Result<()> {
+        fs::write(self.cgroup.join("cgroup.kill"), "1").context("cannot end its processes")?;
+        self.host.ip(&format!("link del {}\n", self.device))?;
+        let name = self.netns.name().to_owned();
+        Netns::delete(&name)?;
+        self.netns = Netns::create(name)?;
+        connect(&self.host, &self.netns, &self.device, self.spec.ips)?;
+        self.helper("pause", &["pause"])?.spawn("pause")?;
+        Ok(())
+    }
+
     /// Deletes it: its processes, cgroup, namespace and device.
     pub fn delete(self) -> Result<()> {
         cgroup::remove(&self.cgroup)?;
