@@ -22,7 +22,7 @@ const BOUND: Duration = Duration::from_secs(20);
 const GLOO: &str = "gloo's gateways";
 
 /// Parts of the state that are read by one watch each: what is told of one must have been true.
-fn parts(index: &Index) -> BTreeMap<&'static str, String> {
+pub fn parts(index: &Index) -> BTreeMap<&'static str, String> {
     let pods = |own: bool| {
         let pods = index
             .pods()
@@ -38,6 +38,7 @@ fn parts(index: &Index) -> BTreeMap<&'static str, String> {
             .collect::<Vec<_>>()
     };
     let slices: Vec<_> = index.slices_of(&Key::new("bookinfo", "s")).collect();
+    let namespaces = ["bookinfo", "other", "istio-egress"].map(|name| index.namespace(name));
     BTreeMap::from([
         ("lockdowns", format!("{:?}", index.lockdowns())),
         ("own pods", format!("{:?}", pods(true))),
@@ -47,6 +48,9 @@ fn parts(index: &Index) -> BTreeMap<&'static str, String> {
         ("slices", format!("{slices:?}")),
         ("accounts", format!("{:?}", index.service_accounts())),
         ("nodes", format!("{:?}", index.nodes())),
+        ("namespaces", format!("{namespaces:?}")),
+        ("outside", format!("{:?}", index.external_services())),
+        ("policies", format!("{:?}", index.access_policies())),
     ])
 }
 
@@ -75,14 +79,27 @@ fn held(index: &Index) -> (Hold, Vec<String>) {
 
 /// What is checked of each state that is told.
 #[derive(Default)]
-struct Witness {
+pub struct Witness {
     /// For each part the state, by number, that was told last at the earliest.
     told: BTreeMap<&'static str, usize>,
-    states: usize,
+    pub states: usize,
 }
 
 impl Witness {
     fn check(&mut self, seed: u64, view: &Index, history: &History) {
+        self.check_parts(seed, view, history);
+        // And what comes of it is no looser than it was at some time since then.
+        let since = self.told["lockdowns"];
+        let mut before = history.states[since..].iter().map(held);
+        let now = held(view);
+        assert!(
+            before.any(|held| held == now),
+            "seed {seed}: never so held: {now:?}"
+        );
+    }
+
+    /// Each part was so, not before what was told of it last.
+    pub fn check_parts(&mut self, seed: u64, view: &Index, history: &History) {
         self.states += 1;
         let known: Vec<_> = history.states.iter().map(parts).collect();
         let watched = parts(view).into_iter().filter(|(part, _)| *part != GLOO);
@@ -112,19 +129,11 @@ impl Witness {
             let was = states.any(|s| s.virtual_gateways().get(key) == Some(gateway));
             assert!(was, "seed {seed}: {key} never was so: {gateway:?}");
         }
-        // And what comes of it is no looser than it was at some time since then.
-        let since = self.told["lockdowns"];
-        let mut before = history.states[since..].iter().map(held);
-        let now = held(view);
-        assert!(
-            before.any(|held| held == now),
-            "seed {seed}: never so held: {now:?}"
-        );
     }
 }
 
 /// What an agent of this node has to know of the whole.
-fn expected(history: &History) -> Index {
+pub fn expected(history: &History) -> Index {
     let whole = history.states.last().expect("a state");
     let selected = |key: &Key, labels: &BTreeMap<String, String>| {
         whole.virtual_gateways().iter().any(|(gateway, declared)| {

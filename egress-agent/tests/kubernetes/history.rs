@@ -11,7 +11,7 @@ use super::objects::{self, NODE, gloo};
 use super::world::cluster;
 
 /// Exceptions that lockdowns have now and then, by number.
-const CIDRS: [&str; 4] = [
+pub const CIDRS: [&str; 4] = [
     "192.0.2.0/25",
     "192.0.2.128/25",
     "198.51.100.0/24",
@@ -30,7 +30,7 @@ impl Random {
         (self.0 >> 33) % limit
     }
 
-    fn flip(&mut self) -> bool {
+    pub fn flip(&mut self) -> bool {
         self.below(2) == 0
     }
 }
@@ -38,7 +38,7 @@ impl Random {
 /// What is true, as objects by API version, kind, namespace and name.
 pub type Truth = BTreeMap<String, Value>;
 
-fn name_of(object: &Value) -> String {
+pub fn name_of(object: &Value) -> String {
     let meta = &object["metadata"];
     format!(
         "{} {} {} {}",
@@ -83,7 +83,7 @@ impl History {
         history
     }
 
-    fn put(&mut self, mut object: Value) {
+    pub fn put(&mut self, mut object: Value) {
         let taken = self.api.apply(&object).expect("it is taken");
         // The server's, as is that of what is made anew.
         object["metadata"]["uid"] = taken["metadata"]["uid"].clone();
@@ -91,7 +91,7 @@ impl History {
         self.note();
     }
 
-    fn drop(&mut self, object: &Value) {
+    pub fn drop(&mut self, object: &Value) {
         if self.truth.remove(&name_of(object)).is_some() {
             self.api.delete(object).expect("it is there");
             self.note();
@@ -156,7 +156,7 @@ impl History {
     }
 
     /// Objects of Gloo Mesh's group, and its definitions.
-    fn change_gloo(&mut self, there: bool, number: u64) {
+    pub fn change_gloo(&mut self, there: bool, number: u64) {
         if number == 0 {
             self.gloo = !self.gloo;
             for definition in gloo_definitions() {
