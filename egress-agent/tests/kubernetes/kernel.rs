@@ -183,7 +183,10 @@ impl Memory {
             Op::RemovePolicyInfo { number } => {
                 state.policies.remove(number);
             }
-            Op::ZeroCounters { .. } | Op::AdoptFlows { .. } => {}
+            Op::ZeroCounters { .. }
+            | Op::AdoptFlows { .. }
+            | Op::Carry { .. }
+            | Op::RemoveLayout { .. } => {}
             Op::SetPodInfo { slot, info } => {
                 state.slots.insert(*slot, **info);
             }
