@@ -98,6 +98,9 @@ const fn code(verdict: Verdict) -> i32 {
 /// The closed gate: a pod that the agent has said nothing of.
 #[inline(never)]
 fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
+    let mut headers = Headers::default();
+    // For the report only, but before the verdict, or the verifier would follow it once for each.
+    packet::network(&Skb::new(&ctx.skb), &mut headers, config.pad[0]);
     let endpoint = Endpoint {
         slot: 0,
         policy: 0,
@@ -131,9 +134,6 @@ fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
         reason,
         rule: NO_RULE,
     };
-    let mut headers = Headers::default();
-    // For the report only.
-    packet::network(&Skb::new(&ctx.skb), &mut headers, endpoint.zero);
     report::outcome(
         &outcome,
         &headers,
