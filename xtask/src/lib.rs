@@ -19,4 +19,5 @@ pub mod nri;
 pub mod soak;
 pub mod test;
 pub mod tools;
+pub mod vm;
 pub mod workspace;

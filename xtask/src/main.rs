@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    battery, bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools,
+    battery, bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools, vm,
     workspace::Workspace,
 };
 
@@ -47,6 +47,8 @@ enum Verb {
     Battery(battery::Args),
     /// Try everything in a real cluster, case by case
     E2e(Box<e2e::Args>),
+    /// Boot other kernels in QEMU and try everything that needs one on each (as root)
+    Vm(vm::Args),
     /// What the node in miniature starts inside itself
     #[command(subcommand, hide = true)]
     Node(node::inner::Inner),
@@ -84,6 +86,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Soak(args) => soak::run(&workspace, args),
         Verb::Battery(args) => battery::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),
+        Verb::Vm(args) => vm::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }
 }

@@ -39,7 +39,11 @@ pub struct Args {
     #[arg(long, env = "SALLYPORT_SKIP_ROOT_TESTS", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_root: bool,
 
-    /// Run only tests whose path contains this; lints, demo and battery are left out
+    /// Leave out the kernels that are booted in QEMU
+    #[arg(long, env = "SALLYPORT_SKIP_VM_TESTS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_vm: bool,
+
+    /// Run only tests whose path contains this; lints, demo, battery and kernels are left out
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
 }
@@ -82,6 +86,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         if args.filter.is_none() {
             demo(workspace, args, &mut report);
             battery(workspace, args, &mut report);
+            kernels(workspace, args, &mut report);
         }
     }
     print!("{report}");
@@ -184,6 +189,27 @@ fn battery(workspace: &Workspace, args: &Args, report: &mut Report) {
     report.test("battery", || {
         let cargo = Cmd::new("cargo").args(["xtask", "battery"]);
         cargo.current_dir(&workspace.root).run()
+    });
+}
+
+/// Kernels that are booted besides this machine's: two that are refused, one that is not.
+const KERNELS: [&str; 3] = ["5.10", "6.1", "6.12"];
+
+/// The kernels, together a test: what they run is built once.
+fn kernels(workspace: &Workspace, args: &Args, report: &mut Report) {
+    if args.no_root || args.no_vm {
+        println!("skipped, as was asked for: kernels {}", KERNELS.join(", "));
+        report.counts.skipped += 1;
+        return;
+    }
+    let arguments = KERNELS.iter().flat_map(|name| ["--kernel", name]);
+    report.test("kernels in QEMU", || {
+        Cmd::new("cargo")
+            .args(["xtask", "vm"])
+            .args(arguments)
+            .current_dir(&workspace.root)
+            .run()
+            .context("leave it out with --no-vm where QEMU or Debian's kernels can't be had")
     });
 }
 

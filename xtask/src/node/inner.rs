@@ -25,6 +25,8 @@ pub enum Inner {
     ServeOutside { certificates: PathBuf },
     /// Be an ordinary workload
     ServeWorkload { name: String, port: u16 },
+    /// Be the first process of a machine (`cargo xtask vm`)
+    Machine,
     /// Be the cluster's DNS, with the names of a JSON file
     ServeDns { zone: PathBuf },
 }
@@ -40,6 +42,7 @@ impl Inner {
                 sleep_for_ever()
             }
             Self::Pause => sleep_for_ever(),
+            Self::Machine => crate::vm::guest::run(),
             Self::Probe(probe) => {
                 println!("{}", serde_json::to_string(&probe.run())?);
                 Ok(())

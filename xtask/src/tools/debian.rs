@@ -35,13 +35,48 @@ pub fn fetch(package: &str, upstream: &str, dir: &Path) -> Result<PathBuf> {
                 continue;
             }
             if let Some(version) = apt.version_of(package, upstream)? {
-                return apt.unpack(package, &version, dir);
+                return apt.unpack(&[format!("{package}={version}")], dir);
             }
         }
     }
     bail!(
         "no {package} {upstream} in {} of {}",
         SUITES.join(", "),
+        if mirrors.is_empty() {
+            "any Debian mirror: apt knows none".into()
+        } else {
+            mirrors.join(", ")
+        }
+    )
+}
+
+/// Unpacks packages of one suite below `dir`: those that `pick` takes from the names that match the
+/// regular expression `names`.
+pub fn fetch_some(
+    suite: &str,
+    names: &str,
+    pick: impl Fn(&[String]) -> Vec<String>,
+    dir: &Path,
+) -> Result<PathBuf> {
+    if !Path::new(KEYRING).exists() {
+        bail!("{KEYRING} is missing (package debian-archive-keyring)");
+    }
+    let mirrors = mirrors()?;
+    for mirror in &mirrors {
+        let apt = PrivateApt::new(&dir.join("apt"), mirror, suite)?;
+        if apt
+            .update(suite, &dir.join(format!("{suite}.log")))
+            .is_err()
+        {
+            continue;
+        }
+        let picked = pick(&apt.names(names)?);
+        if !picked.is_empty() {
+            return apt.unpack(&picked, dir);
+        }
+    }
+    bail!(
+        "no package {names} in {suite} of {}",
         if mirrors.is_empty() {
             "any Debian mirror: apt knows none".into()
         } else {
@@ -131,26 +166,44 @@ impl PrivateApt {
         Ok(matching_version(&table, upstream))
     }
 
-    fn unpack(&self, package: &str, version: &str, dir: &Path) -> Result<PathBuf> {
+    fn names(&self, pattern: &str) -> Result<Vec<String>> {
+        let found = self
+            .apt("apt-cache")
+            .args(["search", "--names-only", pattern])
+            .output()?;
+        let names = found
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Downloads and unpacks packages, each `name` or `name=version`.
+    fn unpack(&self, packages: &[String], dir: &Path) -> Result<PathBuf> {
         let debs = dir.join("debs");
         let unpacked = dir.join("unpacked");
         fs::create_dir_all(&debs).with_context(|| format!("creating {}", debs.display()))?;
+        let names = packages.join(" ").replace('=', " ");
         self.apt("apt-get")
-            .args(["download", &format!("{package}={version}")])
+            .arg("download")
+            .args(packages)
             .current_dir(&debs)
             .timeout(LIMIT)
-            .run_quietly(
-                &format!("downloading {package} {version}"),
-                &dir.join("download.log"),
-            )?;
-        let deb = fs::read_dir(&debs)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
-            .with_context(|| format!("apt-get download left no package in {}", debs.display()))?;
-        Cmd::new("dpkg-deb")
-            .arg("-x")
-            .args([&deb, &unpacked])
-            .run_quietly(&format!("unpacking {package}"), &dir.join("unpack.log"))?;
+            .run_quietly(&format!("downloading {names}"), &dir.join("download.log"))?;
+        let mut count = 0;
+        for entry in fs::read_dir(&debs)? {
+            let deb = entry?.path();
+            if deb.extension().is_none_or(|ext| ext != "deb") {
+                continue;
+            }
+            count += 1;
+            Cmd::new("dpkg-deb")
+                .arg("-x")
+                .args([&deb, &unpacked])
+                .run_quietly(&format!("unpacking {names}"), &dir.join("unpack.log"))?;
+        }
+        if count < packages.len() {
+            bail!("apt-get download left no package in {}", debs.display());
+        }
         Ok(unpacked)
     }
 

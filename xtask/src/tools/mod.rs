@@ -2,10 +2,10 @@
 //! directory, and reused the next time.
 
 pub mod bpf_linker;
-mod debian;
+pub(crate) mod debian;
 pub mod envoy;
 pub mod helm;
-mod install;
+pub(crate) mod install;
 pub mod preflight;
 pub mod rust_src;
 pub mod rustc;

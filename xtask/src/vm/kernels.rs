@@ -1,0 +1,231 @@
+//! Which kernels are tried, what is expected of them, and where they come from.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::cmd::{find_program, say};
+use crate::tools::system::{self, Wanted};
+use crate::tools::{debian, install};
+use crate::workspace::Workspace;
+
+const STEP: &str = "vm";
+
+/// What Sallyport says of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// The agent refuses to start, in a sentence that says this.
+    Refused(&'static str),
+    /// Holds pods by tcx.
+    Tcx,
+}
+
+impl fmt::Display for Support {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refused(_) => "refused",
+            Self::Tcx => "tcx",
+        })
+    }
+}
+
+/// One of Debian's kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Series {
+    /// As `--kernel` and the table name it.
+    pub name: &'static str,
+    /// Where it is.
+    suite: &'static str,
+    pub support: Support,
+}
+
+impl Series {
+    /// Oldest first.
+    pub const ALL: [Self; 5] = [
+        Self {
+            name: "5.10",
+            suite: "bullseye",
+            support: Support::Refused("needs Linux 6.6"),
+        },
+        Self {
+            name: "6.1",
+            suite: "bookworm",
+            support: Support::Refused("needs Linux 6.6"),
+        },
+        Self {
+            name: "6.12",
+            suite: "trixie",
+            support: Support::Tcx,
+        },
+        Self {
+            name: "6.18",
+            suite: "trixie-backports",
+            support: Support::Tcx,
+        },
+        Self {
+            name: NEWEST,
+            suite: "trixie-backports",
+            support: Support::Tcx,
+        },
+    ];
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|series| series.name == name)
+    }
+
+    fn has(&self, release: &str) -> bool {
+        self.name == NEWEST || release.starts_with(&format!("{}.", self.name))
+    }
+}
+
+/// Whatever is newest.
+const NEWEST: &str = "newest";
+
+/// A kernel that can be booted.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// As `uname -r` has it.
+    pub release: String,
+    pub image: PathBuf,
+    pub modules: PathBuf,
+}
+
+/// Finds a kernel below the tools directory, or gets it there.
+pub fn ensure(workspace: &Workspace, series: &Series) -> Result<Kernel> {
+    let place = workspace.tools.join("kernels").join(series.name);
+    if let Some(kernel) = find(&place) {
+        say(
+            STEP,
+            format_args!("kernel {} is there ({})", series.name, kernel.release),
+        );
+        return Ok(kernel);
+    }
+    let _lock = install::lock(workspace)?;
+    say(
+        STEP,
+        format_args!("getting kernel {} from {}", series.name, series.suite),
+    );
+    let staging = install::staging(workspace)?;
+    let unpacked = debian::fetch_some(
+        series.suite,
+        "^linux-(image|binary|modules)-[0-9].*-cloud-amd64$",
+        |names| pick(series, names),
+        staging.path(),
+    )?;
+    install::publish(&unpacked, &place)?;
+    find(&place).with_context(|| format!("no kernel in the packages of {}", series.name))
+}
+
+/// The newest kernel of the series. From 6.19 on Debian has it in packages of their own.
+fn pick(series: &Series, names: &[String]) -> Vec<String> {
+    let release = |name: &str| {
+        let rest = name.strip_prefix("linux-")?;
+        let (kind, release) = rest.split_once('-')?;
+        let fits = matches!(kind, "image" | "binary") && series.has(release);
+        fits.then(|| release.to_owned())
+    };
+    let newest = names
+        .iter()
+        .filter_map(|name| release(name))
+        .max_by_key(|release| numbers(release));
+    let Some(newest) = newest else {
+        return Vec::new();
+    };
+    let parts: Vec<String> = ["binary", "modules"]
+        .map(|kind| format!("linux-{kind}-{newest}"))
+        .into_iter()
+        .filter(|name| names.contains(name))
+        .collect();
+    if parts.is_empty() {
+        vec![format!("linux-image-{newest}")]
+    } else {
+        parts
+    }
+}
+
+/// The numbers in a version, for comparing.
+fn numbers(version: &str) -> Vec<u32> {
+    version
+        .split(|character: char| !character.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+/// Looks for image and modules among unpacked packages, wherever they were put.
+fn find(place: &Path) -> Option<Kernel> {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    for root in ["usr/lib/modules", "lib/modules"] {
+        let Some(modules) = entries(&place.join(root)).next() else {
+            continue;
+        };
+        let release = modules.file_name().to_string_lossy().into_owned();
+        let images = [
+            modules.path().join("vmlinuz"),
+            place.join(format!("boot/vmlinuz-{release}")),
+        ];
+        if let Some(image) = images.into_iter().find(|image| image.is_file()) {
+            return Some(Kernel {
+                release,
+                image,
+                modules: modules.path(),
+            });
+        }
+    }
+    None
+}
+
+/// QEMU, installed where it is missing.
+pub fn qemu(workspace: &Workspace) -> Result<PathBuf> {
+    const WANTED: Wanted = Wanted {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "other kernels are booted in it",
+    };
+    if find_program(WANTED.program).is_none() {
+        let _lock = install::lock(workspace)?;
+        system::install(workspace, &[WANTED])?;
+    }
+    find_program(WANTED.program).context("`qemu-system-x86_64` is not on PATH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_newest_of_a_series_is_taken() {
+        let list = names(&[
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-50-cloud-amd64",
+            "linux-image-6.12.1-cloud-amd64",
+        ]);
+        let series = Series::named("6.1").expect("a series");
+        assert_eq!(pick(&series, &list), ["linux-image-6.1.0-50-cloud-amd64"]);
+        let series = Series::named("5.10").expect("a series");
+        assert_eq!(pick(&series, &list), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_kernel_in_parts_is_taken_whole() {
+        let list = names(&[
+            "linux-image-7.3.4+deb13-cloud-amd64",
+            "linux-binary-7.3.4+deb13-cloud-amd64",
+            "linux-modules-7.3.4+deb13-cloud-amd64",
+            "linux-image-7.2.12+deb13-cloud-amd64",
+        ]);
+        let series = Series::named(NEWEST).expect("a series");
+        assert_eq!(
+            pick(&series, &list),
+            [
+                "linux-binary-7.3.4+deb13-cloud-amd64",
+                "linux-modules-7.3.4+deb13-cloud-amd64"
+            ]
+        );
+    }
+}

@@ -1,0 +1,304 @@
+//! What was seen of each kernel, for people, machines and the docs.
+
+use std::fmt::{self, Write as _};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::kernels::{Series, Support};
+use super::machine::Told;
+use super::plan::Done;
+use crate::cmd::Cmd;
+
+/// The columns between what a kernel is and the verdict.
+const COLUMNS: [&str; 4] = ["programs", "frames", "hooks", "packets"];
+
+/// One kernel.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub kernel: String,
+    pub release: String,
+    /// How pods are held there, or that it is refused.
+    pub expected: String,
+    /// In the order of the columns.
+    pub cells: Vec<Cell>,
+    /// What went wrong, or the sentence with which it is refused.
+    pub remark: String,
+    /// As the support table says.
+    pub ok: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Cell {
+    pub name: String,
+    pub ok: bool,
+    pub text: String,
+    pub seconds: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub rows: Vec<Row>,
+}
+
+/// Holds what a machine told against what is said of its kernel.
+pub fn judge(series: &Series, told: &Told) -> Row {
+    let mut row = Row {
+        kernel: series.name.to_owned(),
+        release: told.release.clone(),
+        expected: series.support.to_string(),
+        cells: Vec::new(),
+        remark: String::new(),
+        ok: false,
+    };
+    match series.support {
+        Support::Refused(wanted) => {
+            let start = told.done.first();
+            row.remark = start.and_then(sentence).unwrap_or_default();
+            row.ok = start.is_some_and(|it| it.exit.is_some_and(|code| code != 0))
+                && row.remark.contains(wanted);
+            if !row.ok {
+                row.remark = format!("not refused with \"{wanted}\", but: {}", row.remark);
+            }
+        }
+        Support::Tcx => {
+            row.cells = COLUMNS.map(|name| cell(name, &told.done)).into();
+            row.ok = row.cells.iter().all(|cell| cell.ok);
+            if let Some(bad) = row.cells.iter().find(|cell| !cell.ok) {
+                let output = told.done.iter().find(|it| it.name == bad.name);
+                let lines = output.map_or(&[][..], |it| it.output.as_slice());
+                row.remark = format!("{}: {}", bad.name, complaint(lines));
+            }
+        }
+    }
+    row
+}
+
+/// The last thing the agent said, without what a log line begins with.
+fn sentence(start: &Done) -> Option<String> {
+    let line = start.output.iter().rfind(|line| !line.trim().is_empty())?;
+    let text = line
+        .split_once("rror: ")
+        .map_or(line.as_str(), |(_, text)| text);
+    Some(text.trim().to_owned())
+}
+
+/// What a failed test says.
+fn complaint(output: &[String]) -> String {
+    let panic = output.iter().position(|line| line.contains("panicked at"));
+    let said = panic.and_then(|at| output.get(at + 1)).or(output.last());
+    let mut said = said.cloned().unwrap_or_else(|| "it was not run".to_owned());
+    if said.len() > 300 {
+        said = said.chars().take(300).collect();
+    }
+    said
+}
+
+fn cell(name: &str, done: &[Done]) -> Cell {
+    let Some(it) = done.iter().find(|it| it.name == name) else {
+        return Cell {
+            name: name.to_owned(),
+            ok: false,
+            text: "not run".to_owned(),
+            seconds: 0,
+        };
+    };
+    // A filter that fits nothing must not pass for a success.
+    let passed = it.output.iter().find_map(|line| passed(line)).unwrap_or(0);
+    let ok = it.exit == Some(0) && passed > 0;
+    let text = match (name, ok) {
+        (_, false) if it.exit.is_none() => "too slow, or killed".to_owned(),
+        (_, false) => "FAILED".to_owned(),
+        ("programs", true) => programs(&it.output),
+        ("frames", true) => frames(&it.output),
+        _ => format!("{passed} tests"),
+    };
+    Cell {
+        name: name.to_owned(),
+        ok,
+        text,
+        seconds: it.seconds,
+    }
+}
+
+/// Tests that passed, from a harness's last line.
+fn passed(line: &str) -> Option<usize> {
+    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    rest.split_once(" passed")?.0.parse().ok()
+}
+
+/// How many programs were loaded, and the most that the verifier had to walk.
+fn programs(output: &[String]) -> String {
+    let counts = output.iter().filter_map(|line| {
+        let (left, _) = line.split_once(" instructions verified")?;
+        let (name, count) = left.rsplit_once(": ")?;
+        Some((count.parse::<u32>().ok()?, name.rsplit(' ').next()?))
+    });
+    let counts: Vec<(u32, &str)> = counts.collect();
+    match counts.iter().max() {
+        Some((most, name)) => format!("{} ({name}: {most})", counts.len()),
+        None => "0".to_owned(),
+    }
+}
+
+/// How many frames were compared.
+fn frames(output: &[String]) -> String {
+    let line = output.iter().find_map(|line| {
+        let (left, _) = line.split_once(" frames")?;
+        left.rsplit([' ', ',']).next()?.parse::<u32>().ok()
+    });
+    line.map_or_else(|| "alike".to_owned(), |count| format!("{count} alike"))
+}
+
+impl Report {
+    pub fn ok(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|row| row.ok)
+    }
+
+    /// The support table of the docs.
+    pub fn markdown(&self) -> Result<String> {
+        let date = Cmd::new("date").args(["--utc", "+%Y-%m-%d"]).output()?;
+        let mut text = format!(
+            "# Kernels\n\n\
+             Seen on {}, written by `cargo xtask vm --write`: Debian's kernels for x86-64, booted in QEMU.\n\n\
+             | kernel | release | held by | programs (most instructions verified) | frames, kernel and native | hooks | packets | as expected |\n\
+             |---|---|---|---|---|---|---|---|\n",
+            date.trim()
+        );
+        for row in &self.rows {
+            let cell = |name: &str| {
+                let cell = row.cells.iter().find(|cell| cell.name == name);
+                cell.map_or("–", |cell| cell.text.as_str())
+            };
+            let cells = COLUMNS.map(cell).join(" | ");
+            let ok = if row.ok { "yes" } else { "**no**" };
+            writeln!(
+                text,
+                "| {} | {} | {} | {cells} | {ok} |",
+                row.kernel, row.release, row.expected
+            )?;
+        }
+        text.push_str(
+            "\nOn a kernel that is refused the agent ends at once, changes nothing, and says why:\n\n",
+        );
+        for row in self.rows.iter().filter(|row| row.expected == "refused") {
+            writeln!(text, "- {}: {}", row.kernel, row.remark)?;
+        }
+        text.push_str(
+            "\n*programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
+             `decide()` does natively, reason by reason. *hooks*: they are attached, found again, keep their place \
+             before others', are replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
+             miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`.\n",
+        );
+        Ok(text)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<8} {:<26} {:<8} {:<32} {:<12} {:<9} {:<9} verdict",
+            "kernel", "release", "held by", "programs", "frames", "hooks", "packets"
+        )?;
+        for row in &self.rows {
+            write!(
+                f,
+                "{:<8} {:<26} {:<8}",
+                row.kernel, row.release, row.expected
+            )?;
+            for (name, width) in COLUMNS.iter().zip([32, 12, 9, 9]) {
+                let cell = row.cells.iter().find(|cell| cell.name == *name);
+                write!(
+                    f,
+                    " {:<width$}",
+                    cell.map_or("-", |cell| cell.text.as_str())
+                )?;
+            }
+            writeln!(
+                f,
+                " {}",
+                if row.ok {
+                    "as expected"
+                } else {
+                    "NOT AS EXPECTED"
+                }
+            )?;
+            if !row.remark.is_empty() {
+                writeln!(f, "         {}", row.remark)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(name: &str, exit: Option<i32>, output: &[&str]) -> Done {
+        Done {
+            name: name.to_owned(),
+            exit,
+            seconds: 1,
+            output: output.iter().map(|line| (*line).to_owned()).collect(),
+        }
+    }
+
+    fn told(done: Vec<Done>) -> Told {
+        Told {
+            release: "1".to_owned(),
+            done,
+        }
+    }
+
+    const PASSED: &str =
+        "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out";
+
+    #[test]
+    fn a_kernel_is_good_when_every_task_passed_something() {
+        let series = Series::named("6.12").expect("a series");
+        let all =
+            || COLUMNS.map(|name| done(name, Some(0), &["a: 7 instructions verified", PASSED]));
+        assert!(judge(&series, &told(all().into())).ok);
+        for bad in 0..COLUMNS.len() {
+            let mut failed = all();
+            failed[bad].exit = Some(101);
+            assert!(!judge(&series, &told(failed.into())).ok);
+            let mut late = all();
+            late[bad].exit = None;
+            assert!(!judge(&series, &told(late.into())).ok);
+            let mut nothing = all();
+            nothing[bad].output = vec!["test result: ok. 0 passed; 0 failed".to_owned()];
+            assert!(!judge(&series, &told(nothing.into())).ok);
+            let mut missing = all().to_vec();
+            missing.remove(bad);
+            assert!(!judge(&series, &told(missing)).ok);
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_refused_in_words() {
+        let series = Series::named("5.10").expect("a series");
+        let start = |exit, text: &str| judge(&series, &told(vec![done("start", exit, &[text])]));
+        let right = "Error: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer";
+        let row = start(Some(1), right);
+        assert!(row.ok);
+        assert!(row.remark.starts_with("this kernel"), "{}", row.remark);
+        assert!(!start(Some(1), "Error: something else").ok);
+        assert!(!start(None, right).ok, "it went on");
+        assert!(!start(Some(0), right).ok);
+        assert!(!judge(&series, &told(Vec::new())).ok);
+    }
+
+    #[test]
+    fn numbers_are_read_from_what_tests_print() {
+        let output = [
+            "test a ... sp_a: 26777 instructions verified".to_owned(),
+            "sp_b: 466431 instructions verified".to_owned(),
+        ];
+        assert_eq!(programs(&output), "2 (sp_b: 466431)");
+        let output = ["test x ... seed 20261123, 2000 frames".to_owned()];
+        assert_eq!(frames(&output), "2000 alike");
+    }
+}

@@ -1,0 +1,166 @@
+//! What is run inside a machine: the tests that need a kernel, with fewer cases than here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::guest;
+use super::initramfs::Initramfs;
+use super::kernels::Support;
+use super::plan::Task;
+use crate::binaries::{self, Built};
+use crate::cmd::{Cmd, find_program, say};
+use crate::tools::system;
+use crate::workspace::Workspace;
+
+/// Frames that are decided by the kernel and natively; an emulated machine is slow.
+const FRAMES: &str = "2000";
+
+/// Test programs.
+const TESTS: [&str; 3] = ["kernel_verdicts", "datapath", "reasons"];
+
+/// What a machine gets along, by absolute path.
+#[derive(Debug)]
+pub struct Programs {
+    built: Built,
+    /// By name.
+    tests: BTreeMap<String, PathBuf>,
+    /// Of the distribution.
+    system: Vec<PathBuf>,
+    /// This program: by its place, since building may have replaced the file that runs.
+    xtask: PathBuf,
+}
+
+impl Programs {
+    pub fn build(workspace: &Workspace) -> Result<Self> {
+        system::ensure(workspace)?;
+        let built = binaries::build(workspace, false)?;
+        say("vm", "compiling the tests");
+        // Of the whole workspace, as the other tests: else cargo would compile for them anew.
+        let mut command = Cmd::new("cargo").args(["test", "--workspace", "--no-run"]);
+        for test in TESTS {
+            command = command.args(["--test", test]);
+        }
+        command = command.arg("--message-format=json");
+        let mut tests = BTreeMap::new();
+        let compiled = command.current_dir(&workspace.root).run_lines(|line| {
+            if let Some((name, path)) = artifact(line) {
+                tests.insert(name, path);
+            }
+        })?;
+        anyhow::ensure!(compiled, "the tests do not build");
+        let system = ["ip", "nft", "mount", "umount", "sh"]
+            .map(|name| find_program(name).with_context(|| format!("`{name}` is not on PATH")));
+        Ok(Self {
+            built,
+            tests,
+            system: system.into_iter().collect::<Result<_>>()?,
+            xtask: workspace.binary("xtask", false),
+        })
+    }
+
+    /// Puts them into a machine, each where it is here.
+    pub fn put(&self, root: &mut Initramfs) -> Result<()> {
+        root.program(&self.xtask, Path::new("/init"))?;
+        root.program(&self.xtask, &self.xtask)?;
+        let built = [&self.built.agent, &self.built.egressctl];
+        for program in built.into_iter().chain(self.tests.values()) {
+            root.program(program, program)?;
+        }
+        for program in &self.system {
+            let name = program.file_name().context("a program has a name")?;
+            root.program(program, &Path::new("/usr/bin").join(name))?;
+        }
+        let sh = self.system.last().context("a shell")?;
+        root.program(sh, Path::new("/bin/sh"))?;
+        let object = std::fs::read(&self.built.ebpf_object)?;
+        root.file(&self.built.ebpf_object, object);
+        Ok(())
+    }
+
+    pub fn tasks(&self, support: Support) -> Vec<Task> {
+        match support {
+            Support::Refused(_) => vec![self.start()],
+            Support::Tcx => vec![
+                self.test("programs", "kernel_verdicts", "accepts_every_program", 180),
+                self.test("frames", "kernel_verdicts", "decide_alike", 180),
+                self.test("hooks", "datapath", "needs_root", 240),
+                self.test("packets", "reasons", "needs_root", 240),
+            ],
+        }
+    }
+
+    /// The agent, as on any node.
+    fn start(&self) -> Task {
+        let agent = self.built.agent.display();
+        let script = format!(
+            "mkdir -p /tmp/state /sys/fs/cgroup/kubepods\n\
+             exec {agent} --node-name vm --state-dir /tmp/state --pod-cidr 10.244.0.0/16 --nri-socket off"
+        );
+        Task {
+            name: "start".to_owned(),
+            program: "/bin/sh".to_owned(),
+            args: vec!["-c".to_owned(), script],
+            env: BTreeMap::new(),
+            limit_s: 60,
+        }
+    }
+
+    fn test(&self, name: &str, test: &str, filter: &str, limit_s: u64) -> Task {
+        let env = [
+            ("SALLYPORT_AGENT", self.built.agent.display().to_string()),
+            (
+                "SALLYPORT_EGRESSCTL",
+                self.built.egressctl.display().to_string(),
+            ),
+            (
+                "SALLYPORT_EBPF_OBJECT",
+                self.built.ebpf_object.display().to_string(),
+            ),
+            ("SALLYPORT_FRAMES", FRAMES.to_owned()),
+            ("PATH", guest::SEARCH.to_owned()),
+            ("HOME", "/root".to_owned()),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value));
+        let args = [filter, "--nocapture", "--test-threads", "1"];
+        Task {
+            name: name.to_owned(),
+            program: self.tests.get(test).map_or_else(
+                || format!("{test} was not built"),
+                |path| path.display().to_string(),
+            ),
+            args: args.map(str::to_owned).into(),
+            env: env.into(),
+            limit_s,
+        }
+    }
+}
+
+/// Name and path of a test program in a line of cargo's.
+fn artifact(line: &str) -> Option<(String, PathBuf)> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    if message["profile"]["test"] != true {
+        return None;
+    }
+    let path = message["executable"].as_str()?;
+    Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_programs_are_taken() {
+        let line = |test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"name":"x"}},"profile":{{"test":{test}}},"executable":"/t/x-1"}}"#
+            )
+        };
+        let found = artifact(&line(true)).expect("a test");
+        assert_eq!(found, ("x".to_owned(), PathBuf::from("/t/x-1")));
+        assert_eq!(artifact(&line(false)), None);
+        assert_eq!(artifact("   Compiling x"), None);
+    }
+}
