@@ -71,6 +71,10 @@ fn set_up() -> Result<()> {
         )
         .with_context(|| format!("cannot mount {kind} at {target}"))?;
     }
+    // What an agent looks for: a kubelet's cgroup, and a directory of objects.
+    for directory in ["/sys/fs/cgroup/kubepods", "/tmp/state"] {
+        fs::create_dir(directory).with_context(|| format!("cannot make {directory}"))?;
+    }
     for name in fs::read_to_string("/modules.list")?.lines() {
         load(Path::new(&format!("/modules/{name}.ko")))
             .with_context(|| format!("cannot load module {name}"))?;

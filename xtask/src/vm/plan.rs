@@ -9,7 +9,7 @@ pub const PLAN: &str = "/plan.json";
 /// Begins a line of the console that is a [`Word`].
 pub const MARK: &str = "@@sallyport ";
 /// Lines of a program's output that come back.
-pub const TAIL: usize = 60;
+pub const TAIL: usize = 120;
 
 /// One program to be run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

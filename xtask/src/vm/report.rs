@@ -77,9 +77,8 @@ pub fn judge(series: &Series, told: &Told) -> Row {
 /// The last thing the agent said, without what a log line begins with.
 fn sentence(start: &Done) -> Option<String> {
     let line = start.output.iter().rfind(|line| !line.trim().is_empty())?;
-    let text = line
-        .split_once("rror: ")
-        .map_or(line.as_str(), |(_, text)| text);
+    let said = line.split_once("egress_agent: ");
+    let text = said.map_or(line.as_str(), |(_, text)| text);
     Some(text.trim().to_owned())
 }
 
@@ -186,8 +185,8 @@ impl Report {
         }
         text.push_str(
             "\n*programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
-             `decide()` does natively, reason by reason. *hooks*: they are attached, found again, keep their place \
-             before others', are replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
+             `decide()` does natively, reason by reason. *hooks*: they are attached, found again, \
+             replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
              miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`.\n",
         );
         Ok(text)
@@ -281,11 +280,11 @@ mod tests {
     fn a_kernel_is_refused_in_words() {
         let series = Series::named("5.10").expect("a series");
         let start = |exit, text: &str| judge(&series, &told(vec![done("start", exit, &[text])]));
-        let right = "Error: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer";
+        let right = "2026-11-30T08:18:16Z ERROR egress_agent: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer";
         let row = start(Some(1), right);
         assert!(row.ok);
         assert!(row.remark.starts_with("this kernel"), "{}", row.remark);
-        assert!(!start(Some(1), "Error: something else").ok);
+        assert!(!start(Some(1), "ERROR egress_agent: something else").ok);
         assert!(!start(None, right).ok, "it went on");
         assert!(!start(Some(0), right).ok);
         assert!(!judge(&series, &told(Vec::new())).ok);
