@@ -7,7 +7,7 @@
 // The target has an atomic add but no compare and swap, so `AtomicU64` has no `fetch_add` there.
 #![cfg_attr(
     target_arch = "bpf",
-    feature(asm_experimental_arch, core_intrinsics),
+    feature(core_intrinsics),
     allow(internal_features)
 )]
 #![allow(

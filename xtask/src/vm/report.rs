@@ -79,6 +79,7 @@ fn sentence(start: &Done) -> Option<String> {
     let line = start.output.iter().rfind(|line| !line.trim().is_empty())?;
     let said = line.split_once("egress_agent: ");
     let text = said.map_or(line.as_str(), |(_, text)| text);
+    let text = text.split_once(" event=").map_or(text, |(text, _)| text);
     Some(text.trim().to_owned())
 }
 
