@@ -28,7 +28,7 @@ pub fn fetch(package: &str, upstream: &str, dir: &Path) -> Result<PathBuf> {
     let mirrors = mirrors()?;
     for mirror in &mirrors {
         for suite in SUITES {
-            let apt = PrivateApt::new(&dir.join("apt"), mirror, suite)?;
+            let apt = PrivateApt::new(&dir.join("apt"), mirror, &[suite])?;
             let log = dir.join(format!("{suite}.log"));
             // A mirror need not carry every suite; the next one is tried.
             if apt.update(suite, &log).is_err() {
@@ -63,7 +63,7 @@ pub fn fetch_some(
     }
     let mirrors = mirrors()?;
     for mirror in &mirrors {
-        let apt = PrivateApt::new(&dir.join("apt"), mirror, suite)?;
+        let apt = PrivateApt::new(&dir.join("apt"), mirror, &[suite])?;
         if apt
             .update(suite, &dir.join(format!("{suite}.log")))
             .is_err()
@@ -83,6 +83,29 @@ pub fn fetch_some(
             mirrors.join(", ")
         }
     )
+}
+
+/// Installs a package and what it needs from the backports of this machine's release, where a package
+/// from there stands in the way of the release's own. Removes nothing.
+pub fn install_backport(package: &str, release: &str, dir: &Path) -> Result<()> {
+    let backports = format!("{release}-backports");
+    let mirrors = mirrors()?;
+    for mirror in &mirrors {
+        let apt = PrivateApt::new(&dir.join("apt"), mirror, &[release, &backports])?;
+        if apt.update(&backports, &dir.join("update.log")).is_ok() {
+            return apt
+                .apt("apt-get")
+                .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
+                .args(["--target-release", &backports, package])
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .timeout(LIMIT)
+                .run_quietly(
+                    &format!("installing {package} from {backports}"),
+                    &dir.join("install.log"),
+                );
+        }
+    }
+    bail!("no mirror that apt knows has {backports}")
 }
 
 /// The mirrors of Debian's main archive that this machine's apt is set up for.
@@ -118,16 +141,16 @@ struct PrivateApt {
 }
 
 impl PrivateApt {
-    fn new(dir: &Path, mirror: &str, suite: &str) -> Result<Self> {
+    fn new(dir: &Path, mirror: &str, suites: &[&str]) -> Result<Self> {
         for sub in ["lists/partial", "cache/archives/partial"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
         }
         let sources = dir.join("sources.list");
-        write(
-            &sources,
-            &format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"),
-        )?;
+        let lines = suites
+            .iter()
+            .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"));
+        write(&sources, &lines.collect::<String>())?;
         let acquire = Cmd::new("apt-config")
             .args(["dump", "--format", "%F \"%v\";%n", "Acquire"])
             .output()?;

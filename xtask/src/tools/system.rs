@@ -70,7 +70,7 @@ fn missing(is_there: impl Fn(&str) -> bool) -> Vec<Wanted> {
         .collect()
 }
 
-/// Installs packages as root on Debian and its kin; elsewhere the error says what to install.
+/// Installs packages as root on Debian and its kin, removing none; elsewhere the error says what to install.
 pub fn install(workspace: &Workspace, missing: &[Wanted]) -> Result<()> {
     let packages: Vec<&str> = missing.iter().map(|wanted| wanted.package).collect();
     let packages = packages.join(" ");
@@ -96,7 +96,7 @@ pub fn install(workspace: &Workspace, missing: &[Wanted]) -> Result<()> {
     let log = install::log(workspace, "apt-install");
     let install = || {
         Cmd::new("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
+            .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
             .args(packages.split(' '))
             .env("DEBIAN_FRONTEND", "noninteractive")
             .timeout(APT_LIMIT)
@@ -121,6 +121,7 @@ pub fn install(workspace: &Workspace, missing: &[Wanted]) -> Result<()> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Os {
     id: String,
+    codename: String,
     like: Vec<String>,
 }
 
@@ -139,6 +140,7 @@ impl Os {
         };
         Self {
             id: field("ID"),
+            codename: field("VERSION_CODENAME"),
             like: field("ID_LIKE")
                 .split_whitespace()
                 .map(str::to_owned)
@@ -149,6 +151,11 @@ impl Os {
     /// Debian itself: its kin package the Rust sources under other names.
     pub fn is_debian(&self) -> bool {
         self.id == "debian"
+    }
+
+    /// What Debian calls this release; empty where it has no name.
+    pub fn codename(&self) -> &str {
+        &self.codename
     }
 
     /// Has apt and Debian's package names.
@@ -163,7 +170,9 @@ mod tests {
 
     #[test]
     fn tells_distributions_apart() {
-        let debian = Os::parse("PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\n");
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        let debian = Os::parse(debian);
+        assert_eq!(debian.codename(), "bookworm");
         assert!(debian.is_debian() && debian.is_debian_like());
         let mint = Os::parse("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n");
         assert!(!mint.is_debian() && mint.is_debian_like());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::cmd::{find_program, say};
-use crate::tools::system::{self, Wanted};
+use crate::tools::system::{self, Os, Wanted};
 use crate::tools::{debian, install};
 use crate::workspace::Workspace;
 
@@ -185,7 +185,16 @@ pub fn qemu(workspace: &Workspace) -> Result<PathBuf> {
     };
     if find_program(WANTED.program).is_none() {
         let _lock = install::lock(workspace)?;
-        system::install(workspace, &[WANTED])?;
+        if let Err(error) = system::install(workspace, &[WANTED]) {
+            // Other parts of QEMU may be here from backports, with which the release's own don't fit.
+            let os = Os::read();
+            if !os.is_debian() {
+                return Err(error);
+            }
+            let staging = install::staging(workspace)?;
+            debian::install_backport(WANTED.package, os.codename(), staging.path())
+                .map_err(|backport| error.context(format!("{backport:#}")))?;
+        }
     }
     find_program(WANTED.program).context("`qemu-system-x86_64` is not on PATH")
 }
