@@ -13,6 +13,8 @@ pub mod cli;
 pub mod compile;
 pub mod datapath;
 pub mod explain;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod index;
 pub mod node;

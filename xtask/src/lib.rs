@@ -13,6 +13,7 @@ pub mod demo;
 pub mod deploy;
 pub mod e2e;
 pub mod ebpf;
+pub mod fuzz;
 pub mod image;
 pub mod node;
 pub mod nri;

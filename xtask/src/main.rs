@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    battery, bench, binaries, checks, crds, demo, deploy, e2e, image, node, soak, test, tools, vm,
+    battery, bench, binaries, checks, crds, demo, deploy, e2e, fuzz, image, node, soak, test, tools,
+    vm,
     workspace::Workspace,
 };
 
@@ -45,6 +46,8 @@ enum Verb {
     Bench(bench::Args),
     /// Try every numbered way around, on a node in miniature (as root)
     Battery(battery::Args),
+    /// Feed parsers and decisions what nobody would write, and see that they hold
+    Fuzz(fuzz::Args),
     /// Try everything in a real cluster, case by case
     E2e(Box<e2e::Args>),
     /// Boot other kernels in QEMU and try everything that needs one on each (as root)
@@ -87,6 +90,7 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Battery(args) => battery::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),
         Verb::Vm(args) => vm::run(&workspace, args),
+        Verb::Fuzz(args) => fuzz::run(&workspace, args),
         Verb::Bench(args) => bench::run(&workspace, args).map(|()| true),
     }
 }

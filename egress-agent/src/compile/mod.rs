@@ -1,4 +1,5 @@
 //! From the index to what the kernel should hold. Pure: no I/O, no clock, no lock.
+#![forbid(unsafe_code)]
 
 mod admission;
 mod cluster;
@@ -197,5 +198,5 @@ fn overflow(overflow: &Overflow) -> Problem {
     Finding::ignored(format!("spec.{}", overflow.owner.field), reason).of(&object)
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod tests;

@@ -2,6 +2,7 @@
 //!
 //! A hook that is attached to a pod with connections has not seen who opened them. Conntrack has,
 //! where it is in use.
+#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -235,7 +236,7 @@ pub fn dump() -> Result<Vec<Entry>, NetlinkError> {
     Ok(entries)
 }
 
-fn parse(payload: &[u8]) -> Option<Entry> {
+pub(super) fn parse(payload: &[u8]) -> Option<Entry> {
     let (mut orig, mut reply, mut tcp_state, mut status) = (None, None, None, 0);
     for (kind, value) in attributes(payload, NFGENMSG) {
         match kind {

@@ -3,6 +3,7 @@
 //! Namespaces are told apart by their ids in the agent's own namespace ("nsid"), which the
 //! kernel gives by process number. So the agent neither enters a namespace nor opens
 //! `/proc/<pid>/ns/net`, for which it would need `CAP_SYS_PTRACE`.
+#![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -203,7 +204,7 @@ fn link_request(target: Option<i32>) -> Vec<u8> {
     request
 }
 
-fn parse_link(payload: &[u8]) -> Option<Link> {
+pub(super) fn parse_link(payload: &[u8]) -> Option<Link> {
     let hardware = u16::from_ne_bytes(*payload.get(2..)?.first_chunk()?);
     let ifindex = u32::from_ne_bytes(*payload.get(4..)?.first_chunk()?);
     let mut found = Link {
@@ -223,7 +224,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
     (ifindex != 0).then_some(found)
 }
 
-fn parse_address(payload: &[u8]) -> Option<IpAddr> {
+pub(super) fn parse_address(payload: &[u8]) -> Option<IpAddr> {
     let address = |kind| attribute(payload, IFADDRMSG, kind).and_then(ip_of);
     // On a point-to-point device the first is ours and the second the other end's.
     address(IFA_LOCAL).or_else(|| address(IFA_ADDRESS))

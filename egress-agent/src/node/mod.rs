@@ -5,6 +5,8 @@ pub mod cgroups;
 pub mod conntrack;
 mod coverage;
 pub mod devices;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 pub mod mounts;
 pub mod netlink;
 pub mod sight;
@@ -12,6 +14,9 @@ pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::run as fuzz;
 
 pub use cgroups::Kubepods;
 pub use conntrack::StandingFlows;

@@ -2,6 +2,7 @@
 //!
 //! Only the attributes that are needed are read. A parser of whole messages would refuse the
 //! dump when a newer kernel adds or lengthens an attribute that is none of our business.
+#![forbid(unsafe_code)]
 
 use std::io;
 
@@ -155,7 +156,7 @@ impl Channel {
 }
 
 /// Hands out the messages that answer request `sequence`; true at its end.
-fn read_datagram(
+pub(super) fn read_datagram(
     doing: &'static str,
     mut rest: &[u8],
     sequence: u32,

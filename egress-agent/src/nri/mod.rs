@@ -8,13 +8,19 @@
 //!
 //! The protocol is ttrpc in both directions over one Unix socket (`frame`). Of its messages only the
 //! fields that matter here are declared (`message`).
+#![forbid(unsafe_code)]
 
 mod board;
 mod frame;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod message;
 mod metrics;
 mod plugin;
 mod session;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::run as fuzz;
 
 pub use board::{Board, Sandbox, Sandboxes, Standing};
 pub use metrics::NriMetrics;

@@ -88,19 +88,32 @@ proptest! {
 
     #[test]
     fn tables_agree_with_the_model((scenario, probes) in scenario()) {
-        let objects = scenario.objects();
-        let index = index(objects.clone());
-        for problem in index.problems() {
-            prop_assert_eq!(problem.effect, Effect::Ignored, "the scenario is valid: {}", problem);
-        }
-        let compiled = compile(&index);
-        for probe in &probes {
-            check(&scenario, &compiled, probe)?;
-        }
-        let named: BTreeSet<_> = compiled.desired.pods.values().filter_map(|p| p.policy).collect();
-        prop_assert!(named.iter().eq(compiled.desired.policies.keys()), "no policy too many");
-        arrives_in_any_order(objects, &index, &compiled)?;
+        agree(&scenario, &probes)?;
     }
+}
+
+pub(crate) fn agree(scenario: &Scenario, probes: &[Probe]) -> Result<(), TestCaseError> {
+    let objects = scenario.objects();
+    let index = index(objects.clone());
+    for problem in index.problems() {
+        prop_assert_eq!(
+            problem.effect,
+            Effect::Ignored,
+            "the scenario is valid: {}",
+            problem
+        );
+    }
+    let compiled = compile(&index);
+    for probe in probes {
+        check(scenario, &compiled, probe)?;
+    }
+    let pods = compiled.desired.pods.values();
+    let named: BTreeSet<_> = pods.filter_map(|pod| pod.policy).collect();
+    prop_assert!(
+        named.iter().eq(compiled.desired.policies.keys()),
+        "no policy too many"
+    );
+    arrives_in_any_order(objects, &index, &compiled)
 }
 
 /// The index is the same however objects come: the other way round, all at once, with others that

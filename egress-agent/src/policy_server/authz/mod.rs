@@ -7,6 +7,11 @@
 mod answer;
 mod attributes;
 mod decide;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fixture.rs"]
+mod fixture;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod journal;
 #[cfg(test)]
 mod tests;

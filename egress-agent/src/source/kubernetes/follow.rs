@@ -94,10 +94,10 @@ enum End {
 }
 
 #[derive(Deserialize)]
-struct Page {
+pub(super) struct Page {
     #[serde(default)]
     metadata: PageMeta,
-    items: Option<Vec<Value>>,
+    pub(super) items: Option<Vec<Value>>,
 }
 
 #[derive(Default, Deserialize)]

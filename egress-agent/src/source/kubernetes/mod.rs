@@ -7,6 +7,8 @@
 mod client;
 mod error;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod read;
 mod store;
 mod wanted;

@@ -1,18 +1,17 @@
 //! Verdicts without a network. What Envoy really sends is tested with the real one.
 
-mod fixture;
 mod service;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use proptest::prelude::*;
 use prost::Message as _;
 
-use super::attributes;
 use super::decide::{Binding, Verdict, decide};
-use fixture::{
+use super::fixture::{
     GATEWAY, NOBODY, PORT, PRODUCTPAGE, REVIEWS, caller, connection, http, mk_served, peer, raw,
     request,
 };
+use super::{attributes, fixture};
 
 fn ask_bound(question: &CheckRequest, binding: Binding) -> Verdict {
     let asked = attributes::read(question).unwrap();

@@ -10,8 +10,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 
+use super::super::fixture::{PRODUCTPAGE, REVIEWS, caller, mk_served, request};
 use super::super::{Authz, Binding};
-use super::fixture::{PRODUCTPAGE, REVIEWS, caller, mk_served, request};
 use crate::policy_server::metrics::PolicyMetrics;
 use crate::policy_server::{Caller, Served};
 
