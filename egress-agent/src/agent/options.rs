@@ -196,9 +196,19 @@ pub struct Options {
     )]
     pub outbound_policy: Outbound,
 
-    /// Serves metrics there.
-    #[arg(long, env = "SALLYPORT_METRICS_ADDRESS", value_name = "ADDR")]
+    /// Serves metrics and the kubelet's probes there, in the clear: a loopback address.
+    #[arg(
+        long,
+        env = "SALLYPORT_METRICS_ADDRESS",
+        value_name = "ADDR",
+        value_parser = loopback
+    )]
     pub metrics_address: Option<SocketAddr>,
+
+    /// Serves metrics there over mutual TLS, with the policy server's certificate, to whoever has one
+    /// of the same authorities.
+    #[arg(long, env = "SALLYPORT_METRICS_TLS_ADDRESS", value_name = "ADDR")]
+    pub metrics_tls_address: Option<SocketAddr>,
 
     /// Form of the log on stderr.
     #[arg(long, env = "SALLYPORT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -233,6 +243,18 @@ impl FromStr for NriSocket {
             path if path.starts_with('/') => Ok(Self::Path(path.into())),
             _ => Err("give auto, off, or an absolute path".to_owned()),
         }
+    }
+}
+
+/// An address that nobody outside this node's own network reaches.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
+    if address.ip().to_canonical().is_loopback() {
+        Ok(address)
+    } else {
+        Err("metrics are served in the clear on loopback only (such as 127.0.0.1:9967): give others \
+             --metrics-tls-address"
+            .to_owned())
     }
 }
 
@@ -351,6 +373,22 @@ pub enum LogFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_in_the_clear_stay_on_loopback() {
+        let parse = |address: &str| {
+            let begin = ["egress-agent", "--node-name", "a", "--state-dir", "/state"];
+            let options = begin.into_iter().chain(["--metrics-address", address]);
+            Options::try_parse_from(options).map(|options| options.metrics_address)
+        };
+        for address in ["127.0.0.1:9967", "[::1]:9967", "[::ffff:127.0.0.1]:9967"] {
+            assert!(parse(address).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:9967", "[::]:9967", "192.0.2.1:9967"] {
+            let error = parse(address).unwrap_err().to_string();
+            assert!(error.contains("--metrics-tls-address"), "{error}");
+        }
+    }
 
     #[test]
     fn a_source_has_to_be_named_or_a_directory_given() {

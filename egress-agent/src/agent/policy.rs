@@ -50,17 +50,7 @@ pub fn serve(
         let _ = std::fs::remove_file(options.run_dir.join(GATEWAYS));
         return Ok(stop);
     };
-    let source = match (&options.policy_cert_dir, &options.spiffe_endpoint_socket) {
-        (Some(directory), _) => Source::files(directory),
-        (None, Some(endpoint)) => Source::WorkloadApi {
-            endpoint: endpoint.clone(),
-            trust_domain: options.trust_domain.clone(),
-        },
-        (None, None) => bail!(
-            "--policy-address is given without a certificate: give --policy-cert-dir (tls.crt, \
-             tls.key, ca.crt) or --spiffe-endpoint-socket"
-        ),
-    };
+    let source = certificates(options, "--policy-address")?;
     let (identities, following) = source.follow();
     tasks.spawn(following);
     tasks.spawn(metrics.clone().follow_expiry(identities.clone()));
@@ -79,6 +69,26 @@ pub fn serve(
         .context("can't start the policy server's thread")?;
     stop.server = Some((told, ended));
     Ok(stop)
+}
+
+/// Where the certificate comes from that this flag needs.
+///
+/// # Errors
+/// If none was named.
+pub fn certificates(options: &Options, flag: &str) -> Result<Source> {
+    Ok(
+        match (&options.policy_cert_dir, &options.spiffe_endpoint_socket) {
+            (Some(directory), _) => Source::files(directory),
+            (None, Some(endpoint)) => Source::WorkloadApi {
+                endpoint: endpoint.clone(),
+                trust_domain: options.trust_domain.clone(),
+            },
+            (None, None) => bail!(
+                "{flag} is given without a certificate: give --policy-cert-dir (tls.crt, tls.key, \
+                 ca.crt) or --spiffe-endpoint-socket"
+            ),
+        },
+    )
 }
 
 /// Ends the server, if there is one.

@@ -1,16 +1,19 @@
-//! As much HTTP/1.1 as a scraper and a kubelet's probe need: one GET a connection.
+//! As much HTTP/1.1 as a scraper and a kubelet's probe need: one GET a connection. In the clear on
+//! loopback, to others over mutual TLS.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
 use super::metrics::Metrics;
+use crate::tls::{Identities, MinVersion, server_config};
 
 /// Bytes of a request's head; a scraper's is far smaller.
 const MAX_HEAD: usize = 8192;
@@ -36,6 +39,8 @@ pub struct HttpError {
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    /// Clients need a certificate of the same authorities; none is in the clear.
+    identities: Option<Identities>,
 }
 
 impl Server {
@@ -43,7 +48,18 @@ impl Server {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|error| HttpError { address, error })?;
-        Ok(Self { listener })
+        Ok(Self {
+            listener,
+            identities: None,
+        })
+    }
+
+    /// Takes only clients that have a certificate of an authority of the latest identity; nobody
+    /// before there is one.
+    #[must_use]
+    pub fn over_tls(mut self, identities: Identities) -> Self {
+        self.identities = Some(identities);
+        self
     }
 
     /// Where it listens: the port is known only now if 0 was asked for.
@@ -60,9 +76,18 @@ impl Server {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let metrics = metrics.clone();
+                    let identities = self.identities.clone();
                     tokio::spawn(async move {
                         // A scraper that goes away or dawdles is its own problem.
-                        let _ = tokio::time::timeout(PATIENCE, answer(stream, &metrics)).await;
+                        let _ = tokio::time::timeout(PATIENCE, async {
+                            match identities {
+                                None => answer(stream, &metrics).await,
+                                Some(identities) => {
+                                    answer_over_tls(stream, &identities, &metrics).await
+                                }
+                            }
+                        })
+                        .await;
                         drop(place);
                     });
                 }
@@ -75,7 +100,26 @@ impl Server {
     }
 }
 
-async fn answer(mut stream: TcpStream, metrics: &Arc<Metrics>) -> io::Result<()> {
+async fn answer_over_tls(
+    stream: TcpStream,
+    identities: &Identities,
+    metrics: &Arc<Metrics>,
+) -> io::Result<()> {
+    // Not held while it waits: certificates are followed meanwhile.
+    let identity = identities.borrow().clone();
+    let Some(identity) = identity else {
+        return Ok(());
+    };
+    let mut config = server_config(&identity, MinVersion::default()).map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+    answer(stream, metrics).await
+}
+
+async fn answer(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    metrics: &Arc<Metrics>,
+) -> io::Result<()> {
     let head = read_head(&mut stream).await?;
     let (status, kind, body) = match route(&head) {
         Route::Metrics => {
@@ -119,7 +163,7 @@ async fn answer(mut stream: TcpStream, metrics: &Arc<Metrics>) -> io::Result<()>
 }
 
 /// Reads up to the empty line; less if the peer ends or goes on for too long.
-async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
     while head.len() < MAX_HEAD && !head.windows(4).any(|window| window == b"\r\n\r\n") {

@@ -86,7 +86,10 @@ pub fn files(chart: &Chart) -> Result<BTreeMap<String, String>> {
     take(&mut files, "base", &plain, &["daemonset"])?;
     kustomization(&mut files, "base", &["../common", "daemonset.yaml"]);
 
-    let policy = chart.render(&json!({ "policyServer": { "enabled": true } }))?;
+    let policy = chart.render(&json!({
+        "policyServer": { "enabled": true },
+        "metrics": { "tls": { "enabled": true } },
+    }))?;
     take(
         &mut files,
         "policy-server",
@@ -102,7 +105,7 @@ pub fn files(chart: &Chart) -> Result<BTreeMap<String, String>> {
 
     let on = json!({ "enabled": true });
     let monitoring = chart.render(&json!({
-        "metrics": { "podMonitor": on, "alerts": on, "dashboard": on },
+        "metrics": { "tls": on, "podMonitor": on, "alerts": on, "dashboard": on },
     }))?;
     let below = ["podmonitor", "alerts", "dashboard"];
     take(&mut files, "monitoring", &monitoring, &below)?;

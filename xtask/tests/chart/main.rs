@@ -39,7 +39,7 @@ fn choices() -> Vec<(&'static str, Value)> {
                 "apiServer": { "host": "api.example", "port": 6443 },
                 "policyServer": { "enabled": true, "tlsMin": "1.2", "clientBinding": "prefer",
                                   "gateways": { "certDir": "/certs", "authz": "ext-authz" } },
-                "metrics": { "podMonitor": on, "alerts": on, "dashboard": on },
+                "metrics": { "tls": on, "podMonitor": on, "alerts": on, "dashboard": on },
                 "resourceQuota": on,
                 "podLabels": { "a": "b" }, "podAnnotations": { "a": "b" },
                 "extraArgs": ["--node-name=another"], "extraEnv": [{ "name": "A", "value": "b" }],
@@ -143,7 +143,8 @@ fn what_is_rendered_has_only_fields_that_an_api_server_knows() {
                 // Of the Prometheus operator.
                 "PodMonitor" => {
                     let end = &object["spec"]["podMetricsEndpoints"][0];
-                    let good = end["port"] == "metrics"
+                    let good = end["port"] == "metrics-tls"
+                        && end["scheme"] == "https"
                         && object["spec"]["selector"]["matchLabels"].is_object();
                     (!good).then(|| end.to_string()).into_iter().collect()
                 }
@@ -194,6 +195,8 @@ fn values_that_make_no_sense_are_refused() {
         json!({ "outboundPolicy": "allow" }),
         json!({ "logFormat": "xml" }),
         json!({ "metrics": { "port": 0 } }),
+        json!({ "metrics": { "bindAddress": "0.0.0.0" } }),
+        json!({ "metrics": { "podMonitor": { "enabled": true } } }),
         json!({ "metrics": { "port": 65_536 } }),
         json!({ "policyServer": { "tlsMin": "1.1" } }),
         json!({ "policyServer": { "clientBinding": "on" } }),

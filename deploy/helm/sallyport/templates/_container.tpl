@@ -47,7 +47,13 @@ env:
     value: {{ join "," . | quote }}
   {{- end }}
   - name: SALLYPORT_METRICS_ADDRESS
-    value: {{ printf "%s:%d" .Values.metrics.bindAddress (int .Values.metrics.port) | quote }}
+    value: {{ printf "127.0.0.1:%d" (int .Values.metrics.port) | quote }}
+  {{- with .Values.metrics.tls }}
+  {{- if .enabled }}
+  - name: SALLYPORT_METRICS_TLS_ADDRESS
+    value: {{ printf "%s:%d" .bindAddress (int .port) | quote }}
+  {{- end }}
+  {{- end }}
   - name: SALLYPORT_LOG_FORMAT
     value: {{ .Values.logFormat }}
   - name: RUST_LOG
@@ -58,17 +64,21 @@ env:
   - name: KUBERNETES_SERVICE_PORT
     value: {{ $.Values.apiServer.port | quote }}
   {{- end }}
-  {{- if .Values.policyServer.enabled }}
-  {{- with .Values.policyServer }}
-  - name: SALLYPORT_POLICY_ADDRESS
-    value: {{ printf "%s:%d" .bindAddress (int .port) | quote }}
-  {{- if .spiffe.enabled }}
+  {{- if or .Values.policyServer.enabled .Values.metrics.tls.enabled }}
+  {{- with .Values.policyServer.spiffe }}
+  {{- if .enabled }}
   - name: SPIFFE_ENDPOINT_SOCKET
-    value: unix:///run/spiffe/{{ .spiffe.socketName }}
+    value: unix:///run/spiffe/{{ .socketName }}
   {{- else }}
   - name: SALLYPORT_POLICY_CERT_DIR
     value: /etc/sallyport/policy-tls
   {{- end }}
+  {{- end }}
+  {{- end }}
+  {{- if .Values.policyServer.enabled }}
+  {{- with .Values.policyServer }}
+  - name: SALLYPORT_POLICY_ADDRESS
+    value: {{ printf "%s:%d" .bindAddress (int .port) | quote }}
   - name: SALLYPORT_POLICY_TLS_MIN
     value: {{ .tlsMin | quote }}
   - name: SALLYPORT_CLIENT_BINDING
@@ -126,7 +136,7 @@ volumeMounts:
     mountPropagation: HostToContainer
   {{- end }}
   {{- end }}
-  {{- if .Values.policyServer.enabled }}
+  {{- if or .Values.policyServer.enabled .Values.metrics.tls.enabled }}
   {{- if .Values.policyServer.spiffe.enabled }}
   # The directory, as a socket may be made anew.
   - name: spiffe
