@@ -1,8 +1,11 @@
 //! What weakens the promise that nothing gets around the gateways, and whether the kernel layer
 //! makes up for it. Pure.
+#![forbid(unsafe_code)]
 
+mod node_access;
 mod pods;
 mod policies;
+mod reach;
 #[cfg(test)]
 mod tests;
 
@@ -30,14 +33,18 @@ pub enum Kind {
     Impostor,
     /// A pod that asks its sidecar to leave some of its traffic alone.
     SidecarExclusion,
-    /// A pod without a sidecar.
+    /// A pod that keeps out of its mesh.
     NoSidecar,
-    /// A container with the user id that sidecars let pass.
+    /// A container with the user or group id that sidecars let pass.
     SidecarUid,
     /// A container that may change its pod's network, or write packets by itself.
     NetworkCapability,
-    /// An external service for all names below one.
+    /// An external service for all names below one, or a range of addresses.
     WildcardHost,
+    /// Addresses outside that held pods reach past the gateways.
+    Exception,
+    /// The gateways let through what nobody has named.
+    AllowAny,
     /// Requests leave the gateway without a server being verified.
     UnverifiedServer,
     /// An entry of an access policy that decides nothing.
@@ -58,6 +65,8 @@ impl Kind {
             Self::SidecarUid => "sidecar-uid",
             Self::NetworkCapability => "network-capability",
             Self::WildcardHost => "wildcard-host",
+            Self::Exception => "exception",
+            Self::AllowAny => "allow-any",
             Self::UnverifiedServer => "unverified-server",
             Self::DryRun => "dry-run",
         }
@@ -117,8 +126,9 @@ pub fn assess(
     };
     let compiled = compile(index, &settings, admits, now);
     let mut risks = policies::of_policies(index, now);
-    risks.extend(pods::ways_out(index, &compiled));
-    risks.extend(pods::impostors(index, &compiled));
+    risks.extend(settings.allow_any.then(policies::allow_any));
+    risks.extend(reach::ways_out(index, &compiled));
+    risks.extend(reach::impostors(index, &compiled));
     for object in objects {
         if let Object::Pod(pod) = object {
             risks.extend(pods::of_pod(pod, held(&compiled, pod)));

@@ -124,7 +124,77 @@ fn means() -> Vec<(Value, Value, Kind, Standing)> {
             Partly,
         ),
         (none.clone(), json!({ "hostPID": true }), NodeAccess, Partly),
-        (none, json!({ "hostNetwork": true }), HostNetwork, Partly),
+        (none.clone(), json!({ "hostIPC": true }), NodeAccess, Partly),
+        (
+            none.clone(),
+            container(&json!({ "capabilities": { "add": ["SYS_ADMIN"] } })),
+            NodeAccess,
+            Partly,
+        ),
+        (
+            none.clone(),
+            container(&json!({ "procMount": "Unmasked" })),
+            NodeAccess,
+            Partly,
+        ),
+        (
+            none.clone(),
+            json!({ "volumes": [{ "name": "a", "hostPath": { "path": "/run/containerd" } }] }),
+            NodeAccess,
+            Partly,
+        ),
+        (
+            annotated("config.linkerd.io/skip-outbound-ports", "443"),
+            none.clone(),
+            SidecarExclusion,
+            Neutralized,
+        ),
+        (
+            annotated("sidecar.istio.io/interceptionMode", "NONE"),
+            none.clone(),
+            NoSidecar,
+            Neutralized,
+        ),
+        (
+            annotated("linkerd.io/inject", "disabled"),
+            none.clone(),
+            NoSidecar,
+            Neutralized,
+        ),
+        (
+            json!({ "labels": { "istio.io/dataplane-mode": "none" } }),
+            none.clone(),
+            NoSidecar,
+            Neutralized,
+        ),
+        (
+            none.clone(),
+            container(&json!({ "runAsGroup": 1337 })),
+            SidecarUid,
+            Neutralized,
+        ),
+        (
+            none.clone(),
+            container(&json!({ "runAsUser": 2102 })),
+            SidecarUid,
+            Neutralized,
+        ),
+        // Its name makes no container a sidecar.
+        (
+            none.clone(),
+            json!({ "initContainers": [
+                { "name": "istio-proxy", "securityContext": { "runAsUser": 1337 } },
+            ] }),
+            SidecarUid,
+            Neutralized,
+        ),
+        (
+            none,
+            json!({ "hostNetwork": true, "containers": [{ "name": "app", "securityContext":
+                { "capabilities": { "drop": ["ALL"] } } }] }),
+            HostNetwork,
+            Partly,
+        ),
     ]
 }
 
@@ -151,6 +221,7 @@ fn what_every_pod_of_a_mesh_has_is_nothing_to_tell() {
         "traffic.sidecar.istio.io/includeOutboundIPRanges": "*",
         "traffic.sidecar.istio.io/excludeOutboundPorts": "",
         "sidecar.istio.io/inject": "true",
+        "sidecar.istio.io/status": "{}",
     } });
     let spec = json!({
         "initContainers": [{ "name": "istio-init", "securityContext": {
@@ -176,23 +247,116 @@ fn what_every_pod_of_a_mesh_has_is_nothing_to_tell() {
 }
 
 #[test]
-fn pods_that_are_not_held_are_a_way_out_for_those_that_reach_them() {
-    let pods = [
-        pod("shop", "web", &json!({}), &json!({})),
-        pod("tools", "proxy", &json!({}), &json!({})),
+fn a_host_network_pod_is_held_by_its_sockets_alone() {
+    let enforced = lockdown("shop", &json!({ "mode": "Enforce" }));
+    let mut spec = container(&json!({ "runAsUser": 1337, "capabilities": { "add": ["NET_RAW"] } }));
+    spec["hostNetwork"] = json!(true);
+    let web = || "Pod/shop/web".to_owned();
+    let expected = [
+        (Standing::Open, Kind::NetworkCapability, web()),
+        (Standing::Partly, Kind::NodeAccess, web()),
+        (Standing::Partly, Kind::HostNetwork, web()),
+        (Standing::Neutralized, Kind::SidecarUid, web()),
     ];
-    let way = (Standing::Open, Kind::WayOut, "Namespace/tools".to_owned());
-    for (spec, expected) in [
-        (json!({ "mode": "Enforce" }), vec![way]),
+    assert_eq!(
+        told(&[enforced, pod("shop", "web", &json!({}), &spec)]),
+        expected
+    );
+}
+
+/// A held pod, one of another namespace that is not, at these addresses, and its Service.
+fn beside(addresses: &[&str]) -> [Value; 5] {
+    let mut proxy = pod("tools", "proxy", &json!({}), &json!({}));
+    let ips: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+    proxy["status"]["podIPs"] = ips.into();
+    [
+        json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n" },
+            "spec": { "podCIDRs": ["10.0.0.0/24", "fd00::/64"] },
+        }),
+        pod("shop", "web", &json!({}), &json!({})),
+        proxy,
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": "tools", "name": "s" },
+            "spec": { "clusterIPs": ["10.96.0.9"], "ports": [{ "port": 80 }] },
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": { "namespace": "tools", "name": "s-1",
+                          "labels": { "kubernetes.io/service-name": "s" } },
+            "ports": [{ "port": 80, "protocol": "TCP" }],
+            "endpoints": [{ "addresses": ["10.0.0.9"],
+                            "targetRef": { "kind": "Pod", "uid": "tools-proxy" } }],
+        }),
+    ]
+}
+
+#[test]
+fn pods_that_are_not_held_are_a_way_out_for_those_that_reach_them() {
+    let way = || (Standing::Open, Kind::WayOut, "Namespace/tools".to_owned());
+    let exception = || {
         (
-            json!({ "mode": "Enforce", "allow": { "cluster": ["APIServer"] } }),
-            vec![],
+            Standing::Open,
+            Kind::Exception,
+            "EgressLockdown/shop".to_owned(),
+        )
+    };
+    let cluster = |parts: &Value| json!({ "mode": "Enforce", "allow": { "cluster": parts } });
+    let mut by_address = cluster(&json!([]));
+    by_address["allow"]["cidrs"] = json!([{ "cidr": "10.0.0.9/32", "ports": [{ "port": 3128 }] }]);
+    for (spec, addresses, expected) in [
+        (json!({ "mode": "Enforce" }), &["10.0.0.9"][..], vec![way()]),
+        (json!({ "mode": "Enforce" }), &["fd00::9"], vec![way()]),
+        (
+            cluster(&json!(["Pods"])),
+            &["10.0.0.9", "fd00::9"],
+            vec![way()],
         ),
+        // Behind a Service, whose address is all that is open.
+        (cluster(&json!(["Services"])), &["10.0.0.9"], vec![way()]),
+        (cluster(&json!(["Services"])), &["10.0.0.8"], vec![]),
+        (cluster(&json!(["APIServer"])), &["10.0.0.9"], vec![]),
+        (by_address, &["10.0.0.9"], vec![way(), exception()]),
     ] {
         let mut values = vec![lockdown("shop", &spec)];
-        values.extend(pods.clone());
-        assert_eq!(told(&values), expected, "{spec}");
+        values.extend(beside(addresses));
+        assert_eq!(told(&values), expected, "{spec} {addresses:?}");
+        // Held too, it is none; where it is only audited, it is one still.
+        values.push(lockdown(
+            "tools",
+            &json!({ "mode": "Enforce", "allow": { "cluster": [] } }),
+        ));
+        let left = told(&values);
+        assert!(!left.contains(&way()), "{spec}: {left:?}");
     }
+}
+
+#[test]
+fn exceptions_are_told_with_what_they_open() {
+    let spec = json!({ "mode": "Enforce", "allow": {
+        "cidrs": [{ "cidr": "203.0.113.0/24" }], "dns": { "resolvers": ["192.0.2.53"] } } });
+    let risks = risks(&[lockdown("shop", &spec)]);
+    let found: Vec<_> = risks
+        .iter()
+        .map(|risk| (risk.kind, risk.at.as_str()))
+        .collect();
+    let expected = [
+        (Kind::Exception, "spec.allow.cidrs[0]"),
+        (Kind::Exception, "spec.allow.dns.resolvers[0]"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn gateways_that_let_everything_through_are_told() {
+    let settings = Settings {
+        allow_any: true,
+        ..Settings::default()
+    };
+    let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let risks = assess(&[], &Index::default(), &settings, &|_| true, now);
+    let kinds: Vec<Kind> = risks.iter().map(|risk| risk.kind).collect();
+    assert_eq!(kinds, [Kind::AllowAny]);
 }
 
 #[test]
@@ -256,9 +420,16 @@ fn what_policy_leaves_open_is_told_with_its_field() {
                     { "number": 443, "protocol": "HTTPS", "clientsideTls": {} },
                     { "number": 80, "protocol": "HTTP" },
                     { "number": 8443, "protocol": "TLS" },
+                    { "number": 5432, "protocol": "TCP" },
                 ],
             }),
         ),
+        json!({
+            "apiVersion": "networking.gloo.solo.io/v2", "kind": "ExternalService",
+            "metadata": { "namespace": "egress", "name": "y" },
+            "spec": { "addresses": ["192.0.2.1", "192.0.2.2/32", "198.51.100.0/24"],
+                      "ports": [{ "number": 443, "protocol": "HTTPS" }] },
+        }),
         ours(
             "AccessPolicy",
             &json!({ "config": { "authzList": [
@@ -273,7 +444,9 @@ fn what_policy_leaves_open_is_told_with_its_field() {
         .collect();
     let expected = [
         (Kind::WildcardHost, "spec.hosts[1]"),
+        (Kind::WildcardHost, "spec.addresses[2]"),
         (Kind::UnverifiedServer, "spec.ports[1]"),
+        (Kind::UnverifiedServer, "spec.ports[3]"),
         (Kind::DryRun, "spec.config.authzList[1].dryRun"),
     ];
     assert_eq!(found, expected);
