@@ -1,5 +1,6 @@
 //! The daemon: waits for what may change something, and lets one pass at a time bring the kernel
 //! in step. While a pass runs, changes gather; the next sees them all at once.
+#![forbid(unsafe_code)]
 
 mod announced;
 mod conntrack;
@@ -10,6 +11,7 @@ mod gateways;
 mod options;
 mod own_pod;
 mod policy;
+mod privileges;
 mod program;
 mod run_dir;
 mod source;
@@ -75,7 +77,13 @@ pub async fn run(options: Options) -> Result<()> {
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
-    let datapath = Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id))?;
+    let datapath =
+        Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id)).map_err(|error| {
+            match privileges::lacking() {
+                Some(lacking) => anyhow::Error::new(error).context(lacking),
+                None => error.into(),
+            }
+        })?;
     tracing::info!(
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
@@ -214,6 +222,13 @@ async fn telemetry(
     tasks.spawn(socket.run(hub.clone()));
     if let Some(address) = options.metrics_address {
         let server = http::Server::bind(address).await?;
+        tasks.spawn(server.run(metrics.clone()));
+    }
+    if let Some(address) = options.metrics_tls_address {
+        let source = policy::certificates(options, "--metrics-tls-address")?;
+        let (identities, following) = source.follow();
+        tasks.spawn(following);
+        let server = http::Server::bind(address).await?.over_tls(identities);
         tasks.spawn(server.run(metrics.clone()));
     }
     let consumer = Consumer::new(pinned, run_dir, hub, metrics.clone());

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
+use super::confine::{self, Confine};
 use super::probe::Probe;
 use super::{Node, NodeOptions, dns, reaper, serve};
 
@@ -16,6 +17,8 @@ pub enum Inner {
     Reap { id: String },
     /// Build a bare node, print its id, and let it stand as long as this process
     Stand,
+    /// Become a program with the rights of its container
+    Confine(Confine),
     /// Sleep, so that a pod has a process
     Pause,
     /// Try to reach somebody, and print how it went as JSON
@@ -41,6 +44,7 @@ impl Inner {
                 println!("{}", node.id());
                 sleep_for_ever()
             }
+            Self::Confine(args) => confine::run(args),
             Self::Pause => sleep_for_ever(),
             Self::Machine => crate::vm::guest::run(),
             Self::Probe(probe) => {

@@ -22,6 +22,7 @@
 
 mod build;
 mod cgroup;
+pub mod confine;
 pub mod dns;
 pub mod envoy;
 pub(crate) mod http;

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod frames;
 pub mod held;
+pub mod sockets;
 pub mod traffic;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ enum Whereabouts<'a> {
     Node,
     /// In this pod.
     Pod(&'a Pod),
+    /// With these rights: flags of `xtask node confine`.
+    Confined(&'a [String]),
     /// In this pod of a node that is a container, as kind's are.
     Nested(&'a Pod),
 }
@@ -205,6 +208,21 @@ impl Cluster {
         self.start(Whereabouts::Nested(pod), &["--state-dir"], state, false)
     }
 
+    /// With the rights that these flags of `xtask node confine` leave it; nobody waits.
+    pub fn agent_confined(&self, rights: &[String]) -> Agent {
+        let place = Whereabouts::Confined(rights);
+        self.start(place, &["--state-dir"], self.state.path(), false)
+    }
+
+    /// A command of the node with these rights.
+    pub fn confined(&self, rights: &[String], program: &Path) -> Command {
+        let xtask = Path::new(env!("CARGO_BIN_EXE_xtask"));
+        let mut command = self.node.host_command(xtask).expect("a command");
+        command.args(["node", "confine"]).args(rights);
+        command.arg("--").arg(program);
+        command
+    }
+
     fn start(&self, place: Whereabouts<'_>, source: &[&str], path: &Path, wait: bool) -> Agent {
         // What a killed agent left behind says nothing of this one.
         let _ = fs::remove_file(self.run_dir().join("ready"));
@@ -252,6 +270,9 @@ impl Cluster {
 
     fn command(&self, place: &Whereabouts<'_>, agent: &Path) -> Command {
         let command = |program| self.node.host_command(program).expect("a command");
+        if let Whereabouts::Confined(rights) = place {
+            return self.confined(rights, agent);
+        }
         let mut shell = command(Path::new("/bin/sh"));
         let (Whereabouts::Pod(pod) | Whereabouts::Nested(pod)) = place else {
             return command(agent);
