@@ -2,6 +2,7 @@
 //!
 //! `EgressLockdown` is its own. `VirtualGateway`, `ExternalService` and `AccessPolicy` have the
 //! `spec` of Gloo Mesh's v2 objects of the same name, so the same types serve both groups.
+#![forbid(unsafe_code)]
 
 pub mod access_policy;
 pub mod crds;

@@ -2,6 +2,7 @@
 //!
 //! What is read is one thing ([`snapshot`]), what is made of it another (`status`, `pods`, `dump`),
 //! and how it is written a third ([`output`]); only the first touches the kernel.
+#![forbid(unsafe_code)]
 
 mod agent;
 mod audit;

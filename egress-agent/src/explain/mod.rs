@@ -2,6 +2,7 @@
 //!
 //! [`explain`] is pure: it joins what the kernel's maps say ([`kernel`]) with what the gateways'
 //! policy says ([`crate::policy_server::query`]).
+#![forbid(unsafe_code)]
 
 pub mod frame;
 pub mod kernel;

@@ -2,6 +2,7 @@
 //!
 //! `compile` makes a [`GatewayPolicy`] from objects; `access` decides a request by it, `envoy`
 //! renders it as Envoy configuration, and both give the same answers. All of it is pure.
+#![forbid(unsafe_code)]
 
 pub mod access;
 pub mod compile;

@@ -3,6 +3,7 @@
 //!
 //! A bad object is reported ([`Index::problems`]) and its last good version stands. Without one, a
 //! lockdown stands without its exceptions, and an access policy as one that admits nobody.
+#![forbid(unsafe_code)]
 
 mod announced;
 mod check;

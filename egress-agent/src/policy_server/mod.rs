@@ -2,6 +2,7 @@
 //!
 //! Everything that is answered comes from one [`Served`] value, which is replaced whole: no request
 //! is decided by a mix of an old and a new policy.
+#![forbid(unsafe_code)]
 
 pub mod accept;
 pub mod authz;

@@ -1,4 +1,5 @@
 //! Brings the kernel to what is desired: `plan` says what to do (pure), `apply` does it.
+#![forbid(unsafe_code)]
 
 mod apply;
 mod near;

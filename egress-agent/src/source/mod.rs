@@ -1,4 +1,5 @@
 //! Where objects come from. Every source gives the same [`Object`](crate::index::Object)s.
+#![forbid(unsafe_code)]
 
 mod declared;
 mod decode;

@@ -3,6 +3,7 @@
 //! A [`Source`] follows certificate files or the SPIFFE Workload API and publishes [`Identity`]
 //! values; [`server_config`] makes a TLS configuration of one. Connections that stand keep the one
 //! they began with, each new handshake takes the latest. Errors name the file and what to do.
+#![forbid(unsafe_code)]
 
 mod config;
 mod files;

@@ -4,6 +4,7 @@
 //! design: what isn't IP, whose packet it is, fragments, allowed addresses with port, replies,
 //! allowed prefixes, and what is left is denied. Allowed addresses come before replies because
 //! they are the common case and a packet that passes both ways passes either way.
+#![forbid(unsafe_code)]
 
 mod fragment;
 mod icmp_error;
