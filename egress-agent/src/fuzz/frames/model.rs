@@ -19,6 +19,9 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
+/// Of ICMP: it would turn somebody's packets elsewhere.
+const REDIRECT: u8 = 5;
+
 const CLOSED_BY_POD: u8 = 1;
 const CLOSED_BY_PEER: u8 = 2;
 const RESET: u8 = 4;
@@ -41,12 +44,14 @@ pub struct Model {
     by_pod: HashMap<Flow, Seen>,
     /// Identification, destination, protocol (of IPv4).
     fragments: HashMap<([u8; 4], [u8; 16], u8), (u64, Verdict)>,
+    /// There were IPv4-mapped addresses in IPv6 packets.
+    mixed: bool,
 }
 
 /// The policy of `support/policy.rs`, said again.
 fn allowed(v6: bool, to: [u8; 16], proto: u8, port: u16) -> Option<Reason> {
     // An IPv4-mapped address in an IPv6 packet is no IPv4 address.
-    if v6 && to.starts_with(&mapped([0; 4])[..12]) {
+    if v6 && is_mapped(to) {
         return None;
     }
     let ported = matches!(proto, TCP | UDP | SCTP);
@@ -62,6 +67,14 @@ fn allowed(v6: bool, to: [u8; 16], proto: u8, port: u16) -> Option<Reason> {
     }
     let exception = to.starts_with(&mapped([192, 0, 2, 0])[..15]) && to[15] < 192;
     (exception && ported && proto == TCP && (80..=90).contains(&port)).then_some(Reason::Exception)
+}
+
+fn is_mapped(address: [u8; 16]) -> bool {
+    address.starts_with(&mapped([0; 4])[..12])
+}
+
+fn is_mixed(ip: &Ip<'_>) -> bool {
+    ip.v6 && (is_mapped(ip.src) || is_mapped(ip.dst))
 }
 
 fn opens(ip: &Ip<'_>) -> bool {
@@ -97,6 +110,7 @@ impl Model {
             from_outside: HashMap::new(),
             by_pod: HashMap::new(),
             fragments: HashMap::new(),
+            mixed: false,
         }
     }
 
@@ -108,13 +122,14 @@ impl Model {
     }
 
     /// The reason for which a frame of the pod passes; none if it must not.
-    pub fn expects(&self, frame: &[u8]) -> Option<Reason> {
+    pub fn expects(&mut self, frame: &[u8]) -> Option<Reason> {
         let ip = match read(self.side, frame)? {
             Reading::Arp { sender } => {
                 return (sender == [0; 4] || sender == self.own4).then_some(Reason::Arp);
             }
             Reading::Ip(ip) => ip,
         };
+        self.mixed |= is_mixed(&ip);
         let own = matches!(self.side, Side::Cgroup) || self.is_own(ip.v6, ip.src);
         if matches!(self.side, Side::Device)
             && ip.v6
@@ -136,6 +151,9 @@ impl Model {
         if !icmp && !matches!(ip.proto, TCP | UDP | SCTP) {
             return None;
         }
+        if icmp && !ip.v6 && ip.kind == REDIRECT {
+            return None;
+        }
         if icmp && is_error(&ip) {
             return self.about(&ip).then_some(Reason::IcmpError);
         }
@@ -152,6 +170,12 @@ impl Model {
         };
         let reply = answers && self.open(&(ip.proto, ip.dst, ip.dst_port, ip.src_port));
         if reply { Some(Reason::Reply) } else { by_rule }
+    }
+
+    /// A flow is known by addresses alone, in which IPv4 is mapped. An IPv6 packet with such an address
+    /// is in the same flow as the IPv4 one, and no network routes it: it may be refused.
+    pub fn may_refuse(&self, expected: Option<Reason>) -> bool {
+        self.mixed && matches!(expected, Some(Reason::Reply | Reason::IcmpError))
     }
 
     fn is_own(&self, v6: bool, address: [u8; 16]) -> bool {
@@ -236,6 +260,7 @@ impl Model {
         let Some(Reading::Ip(ip)) = read(self.side, frame) else {
             return;
         };
+        self.mixed |= is_mixed(&ip);
         if ip.part == Part::Later {
             return;
         }
@@ -303,7 +328,7 @@ fn is_error(ip: &Ip<'_>) -> bool {
     if ip.v6 {
         (1..=4).contains(&ip.kind)
     } else {
-        matches!(ip.kind, 3 | 4 | 5 | 11 | 12)
+        matches!(ip.kind, 3 | 4 | 11 | 12)
     }
 }
 
