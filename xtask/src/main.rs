@@ -7,7 +7,6 @@ use clap::{Parser, Subcommand};
 use xtask::{
     battery, bench, binaries, checks, crds, demo, deploy, e2e, fuzz, image, node, soak, test, tools,
     vm,
-    workspace::Workspace,
 };
 
 #[derive(Debug, Parser)]

@@ -80,6 +80,7 @@ fn unsafe_code_is_only_where_it_is_listed() {
     let mut used = BTreeSet::new();
     for folder in [
         "egress-agent",
+        "egress-battery",
         "egress-common",
         "egress-ebpf",
         "fuzz",

@@ -8,6 +8,7 @@ use crate::compile::{Settings, compile};
 use crate::gateway::{self, OutboundPolicy, envoy};
 use crate::index::{Index, Object, ObjectId};
 use crate::policy_server::Served;
+use crate::policy_server::authz::Binding;
 use crate::risk::assess;
 use crate::source::decode;
 
@@ -53,6 +54,7 @@ pub(super) fn of_objects(objects: Vec<Object>) {
         cert_dir: "/certs".into(),
         upstream_ca: "/ca.crt".into(),
         authorization: envoy::Authorization::Rbac,
+        binding: Binding::Require,
     };
     let trust_domain = "cluster.local";
     let outbound = OutboundPolicy::RegistryOnly;
