@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
-    battery, bench, binaries, checks, crds, demo, deploy, e2e, fuzz, image, node, soak, test, tools,
-    vm,
+    battery, bench, binaries, checks, crds, demo, deploy, e2e, fuzz, image, node, soak, test,
+    tools, vm,
 };
 
 #[derive(Debug, Parser)]
