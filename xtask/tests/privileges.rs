@@ -208,6 +208,11 @@ mod needs_root {
         agent.kill();
         let mut agent = cluster.agent_confined(&flags);
         agent.wait(&cluster, "being ready again", Cluster::ready);
+        // It collects what the killed one left.
+        sleep(Duration::from_secs(1));
+        agent.stop();
+        let mut agent = cluster.agent_confined(&flags);
+        agent.wait(&cluster, "being ready once more", Cluster::ready);
         let (_, writes) = cluster.ready().expect("ready");
         assert_eq!(writes, 0, "{}", cluster.log());
         let (code, told) = cluster.egressctl(&["status"]);
