@@ -5,7 +5,9 @@
 //! assertions and overflow checks on; `unsafe` is where ARCHITECTURE.md lists it.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fmt::Write as _,
+    fs,
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
@@ -253,15 +255,17 @@ fn broke(name: &str, input: &Path) -> String {
     let bytes = fs::read(input).unwrap_or_default();
     let shown = &bytes[..bytes.len().min(SHOWN)];
     let rest = bytes.len() - shown.len();
-    let hex: Vec<String> = shown
-        .chunks(32)
-        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect())
-        .collect();
+    let mut hex = String::new();
+    for line in shown.chunks(32) {
+        for byte in line {
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex.push('\n');
+    }
     format!(
-        "{name} breaks on {}\n{}\n({rest} bytes more)\nto see it again: cargo xtask fuzz {name} {}\n\
+        "{name} breaks on {}\n{hex}({rest} bytes more)\nto see it again: cargo xtask fuzz {name} {}\n\
          once it is mended: keep the file in fuzz/seeds/{name}",
         input.display(),
-        hex.join("\n"),
         input.display(),
     )
 }

@@ -203,7 +203,7 @@ mod needs_root {
 
         // A policy that changes, and one that is killed and comes back without a write.
         agent.declare(&cluster, || {
-            cluster.lockdown("Enforce", &json!({ "onDeny": "Reject" }))
+            cluster.lockdown("Enforce", &json!({ "onDeny": "Reject" }));
         });
         agent.kill();
         let mut agent = cluster.agent_confined(&flags);

@@ -77,13 +77,8 @@ pub async fn run(options: Options) -> Result<()> {
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
-    let datapath =
-        Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id)).map_err(|error| {
-            match privileges::lacking() {
-                Some(lacking) => anyhow::Error::new(error).context(lacking),
-                None => error.into(),
-            }
-        })?;
+    let datapath = Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id))
+        .map_err(privileges::explain)?;
     tracing::info!(
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()

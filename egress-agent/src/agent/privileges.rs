@@ -15,8 +15,17 @@ const NEEDED: [(u32, &str, &str); 3] = [
 /// Stands for all of them but `CAP_NET_ADMIN`.
 const SYS_ADMIN: u32 = 21;
 
+/// The error, with what is lacking before it: the kernel's own words hardly tell.
+pub fn explain(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    let error = anyhow::Error::new(error);
+    match lacking() {
+        Some(lacking) => error.context(lacking),
+        None => error,
+    }
+}
+
 /// Says which of the capabilities that the agent needs it does not have; none if it has all.
-pub fn lacking() -> Option<String> {
+fn lacking() -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     said(effective(&status)?)
 }

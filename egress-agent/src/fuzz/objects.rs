@@ -17,18 +17,21 @@ pub fn run(data: &[u8]) {
         return;
     };
     match decode(text) {
-        Ok(located) => of_objects(located.into_iter().map(|it| it.object).collect()),
+        Ok(located) => {
+            let objects: Vec<Object> = located.into_iter().map(|it| it.object).collect();
+            of_objects(&objects);
+        }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
 /// What may be made of any objects that could be read: no panic, the same in whichever order they
 /// come, and nobody held without a policy that is there.
-pub(super) fn of_objects(objects: Vec<Object>) {
+pub(super) fn of_objects(objects: &[Object]) {
     let mut seen: BTreeSet<ObjectId> = BTreeSet::new();
     let unique = objects.iter().all(|object| seen.insert(object.id()));
     let mut index = Index::default();
-    index.reset(objects.clone());
+    index.reset(objects.to_vec());
     let settings = Settings::default();
     let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
     let compiled = compile(&index, &settings, &|_: &_| true, now);
@@ -47,9 +50,9 @@ pub(super) fn of_objects(objects: Vec<Object>) {
             other.apply(object.clone());
         }
         assert_eq!(compile(&other, &settings, &|_: &_| true, now), compiled);
-        assert!(!other.reset(objects.clone()), "nothing is new");
+        assert!(!other.reset(objects.to_vec()), "nothing is new");
     }
-    assess(&objects, &index, &settings, &|_: &_| true, now);
+    assess(objects, &index, &settings, &|_: &_| true, now);
     let rendering = gateway::Settings {
         cert_dir: "/certs".into(),
         upstream_ca: "/ca.crt".into(),

@@ -10,5 +10,5 @@ pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else {
         return;
     };
-    super::objects::of_objects(kubernetes::fuzz::objects(*choice, text));
+    super::objects::of_objects(&kubernetes::fuzz::objects(*choice, text));
 }

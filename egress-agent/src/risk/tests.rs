@@ -64,6 +64,7 @@ fn container(security: &Value) -> Value {
 }
 
 /// Each means to get around, with what is told where the pod is held.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn means() -> Vec<(Value, Value, Kind, Standing)> {
     use Kind::{
         HostNetwork, NetworkCapability, NoSidecar, NodeAccess, SidecarExclusion, SidecarUid,

@@ -159,7 +159,7 @@ fn mount(from: Option<&CString>, to: &CString, flags: libc::c_ulong) -> io::Resu
 
 /// The mount at `path`; of the root all that is mounted below it.
 fn set_read_only(path: &CString, read_only: bool) -> io::Result<()> {
-    let bit = u64::from(libc::MOUNT_ATTR_RDONLY);
+    let bit = libc::MOUNT_ATTR_RDONLY;
     let attributes = libc::mount_attr {
         attr_set: if read_only { bit } else { 0 },
         attr_clr: if read_only { 0 } else { bit },

@@ -83,7 +83,7 @@ pub fn run(mut data: &[u8]) {
             }
             Step::ToPod(frame) => {
                 decide::to_pod(side, &Bytes(frame), &endpoint, &tables);
-                model.to_pod(frame);
+                model.received(frame);
             }
             Step::FromPod(frame) => {
                 let mut headers = Headers::default();

@@ -29,6 +29,9 @@ const RESET: u8 = 4;
 /// Protocol, peer, its port, the pod's.
 type Flow = (u8, [u8; 16], u16, u16);
 
+/// Identification, destination, protocol (of IPv4).
+type Datagram = ([u8; 4], [u8; 16], u8);
+
 #[derive(Clone, Copy)]
 struct Seen {
     at: u64,
@@ -42,8 +45,7 @@ pub struct Model {
     pub now: u64,
     from_outside: HashMap<Flow, Seen>,
     by_pod: HashMap<Flow, Seen>,
-    /// Identification, destination, protocol (of IPv4).
-    fragments: HashMap<([u8; 4], [u8; 16], u8), (u64, Verdict)>,
+    fragments: HashMap<Datagram, (u64, Verdict)>,
     /// There were IPv4-mapped addresses in IPv6 packets.
     mixed: bool,
 }
@@ -225,8 +227,8 @@ impl Model {
             } else {
                 let fixed = packet.get(..20)?;
                 let length = usize::from(fixed[0] & 0xf) * 4;
-                let first = u16_at(fixed, 6)? & 0x1fff == 0;
-                (fixed[0] >> 4 == 4 && length >= 20 && first).then_some(())?;
+                let position = u16_at(fixed, 6)? & 0x1fff;
+                (fixed[0] >> 4 == 4 && length >= 20 && position == 0).then_some(())?;
                 let ends = (mapped(array(fixed, 12)?), mapped(array(fixed, 16)?));
                 (ends.0, ends.1, fixed[9], length)
             };
@@ -256,7 +258,7 @@ impl Model {
     }
 
     /// A frame to the pod.
-    pub fn to_pod(&mut self, frame: &[u8]) {
+    pub fn received(&mut self, frame: &[u8]) {
         let Some(Reading::Ip(ip)) = read(self.side, frame) else {
             return;
         };
@@ -320,7 +322,7 @@ impl Model {
     }
 }
 
-fn fragment(ip: &Ip<'_>) -> ([u8; 4], [u8; 16], u8) {
+fn fragment(ip: &Ip<'_>) -> Datagram {
     (ip.id, ip.dst, if ip.v6 { 0 } else { ip.proto })
 }
 
