@@ -15,6 +15,7 @@ use crate::{
     binaries::{self, Built},
     checks,
     cmd::{Cmd, say},
+    fuzz,
     tools::{self, Runtime, preflight},
     workspace::Workspace,
 };
@@ -22,6 +23,10 @@ use crate::{
 /// Seed of the property tests unless the environment names another: the same commit has the same
 /// outcome. Plain `cargo test` takes a new one each time.
 const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "20261123");
+
+/// Each fuzz target runs for so long; the seed is fixed as above, though time decides how far it gets.
+const FUZZ_SECONDS: u32 = 60;
+const FUZZ_SEED: u32 = 20_261_123;
 
 /// What the path of every test that needs root has in it.
 const NEEDS_ROOT: &str = "needs_root";
@@ -84,6 +89,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         };
         report.add("cargo test", started.elapsed(), counts, ok);
         if args.filter.is_none() {
+            fuzz(workspace, &mut report);
             demo(workspace, args, &mut report);
             battery(workspace, args, &mut report);
             kernels(workspace, args, &mut report);
@@ -152,6 +158,28 @@ fn cargo_test(
 /// The name in a line of `--list`.
 fn listed_test(line: &str) -> Option<&str> {
     line.strip_suffix(": test")
+}
+
+/// Each fuzz target for a minute, from its seeds; each counts as a test.
+fn fuzz(workspace: &Workspace, report: &mut Report) {
+    let built = report.stage("fuzz targets", || fuzz::build(workspace));
+    let Some(fuzzers) = built else { return };
+    for (name, result) in fuzzers.run(&fuzz::TARGETS, FUZZ_SECONDS, FUZZ_SEED) {
+        let stage = format!("fuzz {name}");
+        let mut counts = Counts::default();
+        let took = match &result {
+            Ok(stats) => {
+                println!("{stage}: {stats}");
+                counts.passed = 1;
+                stats.took
+            }
+            Err(error) => {
+                say("FAILED", format_args!("{error:#}"));
+                Duration::ZERO
+            }
+        };
+        report.add(stage, took, counts, result.is_ok());
+    }
 }
 
 /// The demo as a user starts it, with each kind of gateway, and as a machine reads it; each counts as
@@ -252,7 +280,7 @@ impl std::ops::AddAssign for Counts {
 /// One line of the summary.
 #[derive(Debug)]
 struct Stage {
-    name: &'static str,
+    name: String,
     took: Duration,
     ok: bool,
 }
@@ -265,7 +293,7 @@ struct Report {
 
 impl Report {
     /// A step that has no tests in it: counted only when it fails.
-    fn stage<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+    fn stage<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
         let started = Instant::now();
         let result = work();
         if let Err(error) = &result {
@@ -276,20 +304,20 @@ impl Report {
     }
 
     /// A step that is one test.
-    fn test(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+    fn test(&mut self, name: &str, work: impl FnOnce() -> Result<()>) {
         if self.stage(name, work).is_some() {
             self.counts.passed += 1;
         }
     }
 
-    fn add(&mut self, name: &'static str, took: Duration, mut counts: Counts, ok: bool) {
+    fn add(&mut self, name: impl Into<String>, took: Duration, mut counts: Counts, ok: bool) {
         // What failed without a count of its own (a build, a lint) must show in the last line.
         if !ok && counts.failed == 0 {
             counts.failed = 1;
         }
         self.counts += counts;
         self.stages.push(Stage {
-            name,
+            name: name.into(),
             took,
             ok: ok && counts.failed == 0,
         });
