@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
     battery, bench, binaries, checks, crds, demo, deploy, e2e, fuzz, image, node, soak, test,
-    tools, vm,
+    tools, vm, workspace::Workspace,
 };
 
 #[derive(Debug, Parser)]
