@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 /// Frames that are decided by the kernel and natively; an emulated machine is slow.
 const FRAMES: &str = "2000";
 
-/// Bound of one test program. It takes a tenth of that; a machine whose host is busy takes longer.
+/// Bound of one test program: on a busy host an emulated machine was seen to take 121 s.
 const LIMIT_S: u64 = 300;
 
 /// Of the tests of hooks those that load the programs a few times; to verify them takes an emulated
