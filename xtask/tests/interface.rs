@@ -81,13 +81,18 @@ mod needs_root {
 
             // Replaced: as a CNI does it, with the same name and another index.
             for _ in 0..3 {
+                let before = covered(cluster, &mut agent, &pod);
                 pod.replace_device().expect("another device");
+                // The moment until it has its hooks is a known limit (SECURITY.md).
+                agent.wait(cluster, "the new device's hooks", |cluster| {
+                    let (_, got) = cluster.egressctl(&["pods", "get", &pod.id()]);
+                    let now = super::support::find(&got, "ifindex")?.as_u64()?;
+                    (now != before && got.to_string().contains("\"covered\"")).then_some(())
+                });
                 tries(&pod);
-                sleep(Duration::from_millis(200));
             }
             let last = covered(cluster, &mut agent, &pod);
             assert_ne!(first, last);
-            tries(&pod);
 
             // Its end of the pair goes to a pod that nobody holds, addresses and all.
             let netns = cluster.ratings.netns();
