@@ -56,8 +56,9 @@ fn item(watch: &Watch, value: Value) -> Option<Item> {
     if let Some(object) = stands {
         let id = object.id();
         assert_eq!(id.name, item.key.name);
-        // An API server names the namespace of what has one; without, it is the default one.
-        if !item.key.namespace.is_empty() {
+        // An API server names the namespace of what has one, and of nothing else: without it is the
+        // default one, and what has none ignores it.
+        if !item.key.namespace.is_empty() && !id.namespace.is_empty() {
             assert_eq!(id.namespace, item.key.namespace);
         }
         assert_eq!(id.kind, watch.kind());
