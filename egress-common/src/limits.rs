@@ -31,7 +31,7 @@ pub const MAX_ORIGINS: u32 = 32_768;
 pub const EVENT_RING_BYTES: u32 = small(1 << 12, 1 << 20);
 /// Port ranges of one prefix.
 pub const MAX_RANGES: usize = 16;
-/// IPv6 extension headers in one packet; more are not parsed, and dropped.
+/// IPv6 extension headers after the first in one packet; more are not parsed, and dropped.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 
 const SECOND: u64 = 1_000_000_000;

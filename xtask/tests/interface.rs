@@ -72,8 +72,8 @@ mod needs_root {
     }
 
     #[test]
-    fn moved_or_replaced_it_lets_nothing_out() {
-        under_traffic("moved_or_replaced_it_lets_nothing_out", |cluster| {
+    fn moved_or_hooked_anew_it_lets_nothing_out() {
+        under_traffic("moved_or_hooked_anew_it_lets_nothing_out", |cluster| {
             let mut agent = cluster.agent(true);
             let pod = guest(cluster, "guest", 30);
             let first = covered(cluster, &mut agent, &pod);
