@@ -74,13 +74,16 @@ pub fn judge(series: &Series, told: &Told) -> Row {
     row
 }
 
-/// The last thing the agent said, without what a log line begins with.
+/// The last error the agent logged, without what a log line begins with. Another thread may log
+/// something after it.
 fn sentence(start: &Done) -> Option<String> {
-    let line = start.output.iter().rfind(|line| !line.trim().is_empty())?;
-    let said = line.split_once("egress_agent: ");
-    let text = said.map_or(line.as_str(), |(_, text)| text);
-    let text = text.split_once(" event=").map_or(text, |(text, _)| text);
-    Some(text.trim().to_owned())
+    let error = |line: &str| {
+        let (_, said) = line.split_once(" ERROR ")?;
+        let (_, text) = said.split_once(": ")?;
+        let text = text.split_once(" event=").map_or(text, |(text, _)| text);
+        Some(text.trim().to_owned())
+    };
+    start.output.iter().rev().find_map(|line| error(line))
 }
 
 /// What a failed test says.
@@ -280,12 +283,30 @@ mod tests {
     #[test]
     fn a_kernel_is_refused_in_words() {
         let series = Series::named("5.10").expect("a series");
-        let start = |exit, text: &str| judge(&series, &told(vec![done("start", exit, &[text])]));
-        let right = "2026-11-30T08:18:16Z ERROR egress_agent: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer";
+        // The directory is read by another thread, which may log last.
+        let later =
+            "2026-11-30T08:18:16Z  INFO egress_agent::source::yaml_dir: event=\"source_read\"";
+        let start = |exit, text: &str| {
+            judge(
+                &series,
+                &told(vec![done("start", exit, &[later, text, later])]),
+            )
+        };
+        let right = "2026-11-30T08:18:16Z ERROR egress_agent::agent::program: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer event=\"failed\"";
         let row = start(Some(1), right);
         assert!(row.ok);
-        assert!(row.remark.starts_with("this kernel"), "{}", row.remark);
-        assert!(!start(Some(1), "ERROR egress_agent: something else").ok);
+        assert_eq!(
+            row.remark,
+            "this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer"
+        );
+        assert!(
+            !start(
+                Some(1),
+                "2026-11-30T08:18:16Z ERROR egress_agent: something else"
+            )
+            .ok
+        );
+        assert!(!start(Some(1), later).ok, "it said nothing");
         assert!(!start(None, right).ok, "it went on");
         assert!(!start(Some(0), right).ok);
         assert!(!judge(&series, &told(Vec::new())).ok);
