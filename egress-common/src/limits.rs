@@ -15,6 +15,8 @@ pub const MAX_SLOTS: u32 = 1024;
 pub const MAX_DEVICES: u32 = small(8, 2 * MAX_SLOTS);
 /// Cgroups of pods on one node, held or not.
 pub const MAX_CGROUPS: u32 = small(12, 4 * MAX_SLOTS);
+/// Devices of one pod; with more than these its packets are judged at the cgroup hook, too.
+pub const MAX_WAYS: u32 = 8;
 /// Places in `sp_covered`; a power of two.
 pub const COVERED_PLACES: u32 = 1 << 16;
 /// Whole addresses (with port) of all policies of a node, per address family.

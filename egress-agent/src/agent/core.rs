@@ -103,7 +103,7 @@ impl Core {
             index: Index::default(),
             compiled: Compiled::default(),
             scout,
-            sightings: Sightings::new(),
+            sightings: Sightings::default(),
             reconciler: Reconciler::new(kernel),
             gateways,
             run_dir,
@@ -352,8 +352,9 @@ impl Core {
     fn look_and_reconcile(&mut self) -> Result<Report> {
         self.sight();
         let first = self.reconcile()?;
-        let of_a_pod = |failure: &Failure| matches!(failure.subject, Subject::Pod(_));
-        if !first.failures.iter().any(of_a_pod) {
+        let goes =
+            |failure: &Failure| matches!(failure.subject, Subject::Pod(_) | Subject::Device(_));
+        if !first.failures.iter().any(goes) {
             return Ok(first);
         }
         self.sight();
@@ -366,6 +367,7 @@ impl Core {
         let kubepods = self.scout.kubepods();
         let config = Config {
             qos_cgroups: kubepods.qos_ids()?,
+            kubepods: kubepods.id,
             kubepods_level: self.kubepods_level,
             event_interval_ns: EVENT_INTERVAL_NS,
             event_burst: EVENT_BURST,
@@ -474,6 +476,7 @@ impl Core {
     fn incomplete(&self) -> bool {
         let unseen = |uid: &String| {
             self.sightings
+                .pods
                 .get(uid)
                 .is_none_or(|sighting| !sighting.running || sighting.arriving)
         };

@@ -111,6 +111,9 @@ pub enum LinkState {
     Good,
     /// The same, with a program of another version.
     OldProgram,
+    /// The program that judges by the sender: the device is nobody's yet. Where it runs among others
+    /// does not matter.
+    BySender,
     /// Attached, but another program runs before it.
     Displaced,
     /// Its device or cgroup is gone.
@@ -120,7 +123,7 @@ pub enum LinkState {
 }
 
 impl LinkState {
-    /// A program of ours runs there.
+    /// A program of ours runs there that knows whose device it is.
     pub fn stands(self) -> bool {
         matches!(self, Self::Good | Self::OldProgram | Self::Displaced)
     }
@@ -131,6 +134,7 @@ impl fmt::Display for LinkState {
         f.write_str(match self {
             Self::Good => "good",
             Self::OldProgram => "old-program",
+            Self::BySender => "by-sender",
             Self::Displaced => "displaced",
             Self::Gone => "gone",
             Self::Wrong => "wrong",
@@ -154,8 +158,20 @@ pub(super) fn parse_device_pin(name: &str) -> Option<(u32, Direction)> {
     Some((ifindex.parse().ok()?, direction))
 }
 
-/// Whether the link of a device is what it should be. `tag` is that of our program; none if that
-/// is not known (the CLI), so that any version will do.
+/// The program on devices that may be a pod's.
+pub const BY_SENDER: &str = "sp_by_sender";
+
+/// Tags of our programs for packets from a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tags {
+    /// The one that belongs there.
+    pub wanted: [u8; 8],
+    /// [`BY_SENDER`].
+    pub by_sender: [u8; 8],
+}
+
+/// Whether the link of a device is what it should be. `tags` are those of our programs; none if they
+/// are not known (another layout), so that any version will do.
 ///
 /// # Errors
 /// If the kernel doesn't answer. That nothing is pinned there is an answer: none.
@@ -163,7 +179,7 @@ pub fn device_state(
     pins: &Pins,
     ifindex: u32,
     direction: Direction,
-    tag: Option<[u8; 8]>,
+    tags: Option<Tags>,
 ) -> Result<Option<LinkState>, DatapathError> {
     let path = pins.device_link(ifindex, direction);
     let Some(info) = pinned_info(&path)? else {
@@ -173,9 +189,11 @@ pub fn device_state(
     Ok(Some(match info.target {
         Target::Tcx(0, _) => LinkState::Gone,
         Target::Tcx(at, kind) if at == ifindex && kind == wanted => {
-            if !is_first(ifindex, direction, info.id)? {
+            if tags.is_some_and(|tags| tags.by_sender == info.tag) {
+                LinkState::BySender
+            } else if !is_first(ifindex, direction, info.id)? {
                 LinkState::Displaced
-            } else if tag.is_some_and(|tag| tag != info.tag) {
+            } else if tags.is_some_and(|tags| tags.wanted != info.tag) {
                 LinkState::OldProgram
             } else {
                 LinkState::Good

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use egress_common::maps::Endpoint;
+use egress_common::maps::{Endpoint, NO_WAYS};
 
-use super::links::{self, CgroupHook, DRAFT, Direction, LinkState, Loaded};
+use super::links::{self, BY_SENDER, CgroupHook, DRAFT, Direction, LinkState, Loaded, Tags};
 use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
 /// The kernel object that was built into this program.
@@ -130,10 +130,17 @@ impl Datapath {
             config: self.maps.config.get(&0)?,
             ..Observed::default()
         };
+        for endpoint in observed.cgroups.values() {
+            let ways = endpoint.passes_with();
+            if ways != NO_WAYS && ways != 0 {
+                let devices = self.maps.ways_of(endpoint.slot, ways)?;
+                observed.ways.insert(endpoint.slot, devices);
+            }
+        }
         for name in Pins::list(&self.pins.links())? {
             if let Some((ifindex, direction)) = links::parse_device_pin(&name) {
-                let tag = self.tags.get(direction.program()).copied();
-                let state = links::device_state(&self.pins, ifindex, direction, tag)?;
+                let state =
+                    links::device_state(&self.pins, ifindex, direction, self.tags(direction))?;
                 observed
                     .links
                     .extend(state.map(|state| ((ifindex, direction), state)));
@@ -150,6 +157,13 @@ impl Datapath {
             self.observe_other(&other, &mut observed)?;
         }
         Ok(observed)
+    }
+
+    fn tags(&self, direction: Direction) -> Option<Tags> {
+        Some(Tags {
+            wanted: *self.tags.get(direction.program())?,
+            by_sender: *self.tags.get(BY_SENDER)?,
+        })
     }
 
     /// Hooks that stand with a program of another layout.
@@ -265,6 +279,18 @@ impl Datapath {
         links::swap(&path, program)
     }
 
+    /// Has the device judged by the sender: attaches the program for that, or gives it to a link of ours
+    /// that stands.
+    pub fn attach_by_sender(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let program = loaded(&self.programs, BY_SENDER)?;
+        let path = self.pins.device_link(ifindex, Direction::Ingress);
+        takeover::fetch(&self.pins, &path)?;
+        match links::standing_program(&self.pins, ifindex, Direction::Ingress)? {
+            Some(_) => links::swap(&path, program),
+            None => links::attach_device(&self.pins, ifindex, Direction::Ingress, program),
+        }
+    }
+
     /// Takes the hook from the device; whether there was one.
     pub fn detach(&self, ifindex: u32, direction: Direction) -> Result<bool, DatapathError> {
         let mut found = links::unpin(&self.pins.device_link(ifindex, direction))?;
@@ -291,7 +317,8 @@ impl Datapath {
 
 fn program_names() -> impl Iterator<Item = &'static str> {
     let devices = Direction::BOTH.into_iter().map(Direction::program);
-    devices.chain(CgroupHook::ALL.into_iter().map(CgroupHook::program))
+    let cgroup = CgroupHook::ALL.into_iter().map(CgroupHook::program);
+    devices.chain([BY_SENDER]).chain(cgroup)
 }
 
 fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {

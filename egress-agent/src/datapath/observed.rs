@@ -17,6 +17,8 @@ pub struct Observed {
     pub devices: BTreeMap<u32, Endpoint>,
     /// By cgroup id.
     pub cgroups: BTreeMap<u64, Endpoint>,
+    /// By slot of a covered pod: those of its devices that `sp_ways` has.
+    pub ways: BTreeMap<u32, Vec<u32>>,
     /// By number, incomplete ones too.
     pub policies: BTreeMap<u32, PolicyInfo>,
     /// Pinned links of devices.

@@ -12,7 +12,7 @@ pub mod netlink;
 pub mod sight;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 #[cfg(any(test, fuzzing))]
@@ -23,8 +23,24 @@ pub use conntrack::StandingFlows;
 pub use sight::{Scout, SightError};
 pub use watch::Watcher;
 
-/// What was found of the pods, by UID.
-pub type Sightings = BTreeMap<String, Sighting>;
+/// What was found on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sightings {
+    /// By UID.
+    pub pods: BTreeMap<String, Sighting>,
+    /// Interface indices of all devices that lead to another network namespace: those of pods, known or
+    /// not, and of strangers. Which is whose can be told only once a process is in there.
+    pub outlying: BTreeSet<u32>,
+}
+
+impl FromIterator<(String, Sighting)> for Sightings {
+    fn from_iter<T: IntoIterator<Item = (String, Sighting)>>(pods: T) -> Self {
+        Self {
+            pods: pods.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
 
 /// What was found of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
