@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -49,6 +50,8 @@ pub struct Core {
     nri: Arc<nri::Board>,
     /// Whether the kernel is as desired.
     synced: watch::Sender<bool>,
+    /// Whether a hook on a new device stops nobody that is known.
+    armed: Arc<AtomicBool>,
     pub(super) observed: Observed,
     pub(super) status: NodeStatus,
     writes: u64,
@@ -110,6 +113,7 @@ impl Core {
             metrics,
             nri: Arc::default(),
             synced: watch::Sender::new(false),
+            armed: Arc::default(),
             observed,
             status: NodeStatus::default(),
             writes: 0,
@@ -158,6 +162,8 @@ impl Core {
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
+        let armed = self.observed.knows_pods();
+        self.armed.store(armed, Ordering::Release);
         let desired = &self.compiled.desired;
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
         status.source = self.told.health;
@@ -274,6 +280,11 @@ impl Core {
 
     pub fn nri_metrics(&self) -> nri::NriMetrics {
         self.metrics.nri().clone()
+    }
+
+    /// Whether a hook may be set on a new device before a pass; true after a first pass at the earliest.
+    pub(super) fn armed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.armed)
     }
 
     /// Tells whether the kernel is as desired, from now on.

@@ -9,6 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use egress_common::maps::{Endpoint, NO_WAYS};
 
+use super::early::{Early, Turn};
 use super::links::{self, BY_SENDER, CgroupHook, DRAFT, Direction, LinkState, Loaded, Tags};
 use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
@@ -52,6 +53,7 @@ pub struct Datapath {
     /// Tag of each program, by name.
     tags: BTreeMap<String, [u8; 8]>,
     cgroup: Cgroup,
+    turn: Turn,
 }
 
 impl Datapath {
@@ -102,6 +104,7 @@ impl Datapath {
                 path: kubepods.0.to_owned(),
                 id: kubepods.1,
             },
+            turn: Turn::default(),
         })
     }
 
@@ -242,8 +245,28 @@ impl Datapath {
         Ok(None)
     }
 
+    /// What has devices judged by the sender from another thread.
+    ///
+    /// # Errors
+    /// If no more files can be opened.
+    pub fn early(&self) -> Result<Early, DatapathError> {
+        let program = loaded(&self.programs, BY_SENDER)?;
+        let copy = program.fd.try_clone_to_owned();
+        Ok(Early {
+            pins: self.pins.clone(),
+            program: copy.map_err(|error| DatapathError::Io {
+                what: format!("can't share program {BY_SENDER}"),
+                error,
+            })?,
+            id: program.id,
+            turn: self.turn.clone(),
+        })
+    }
+
     /// Attaches first on the device; replaces a link of ours without a gap.
     pub fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+        let turn = self.turn.clone();
+        let _turn = turn.take();
         let program = loaded(&self.programs, direction.program())?;
         // A device that is going may be here, too, with a link that has ended: loading takes a
         // second, in which pods that begin would wait.
@@ -273,6 +296,7 @@ impl Datapath {
 
     /// Gives a link that stands the program that we carry.
     pub fn swap(&self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+        let _turn = self.turn.take();
         let program = loaded(&self.programs, direction.program())?;
         let path = self.pins.device_link(ifindex, direction);
         takeover::fetch(&self.pins, &path)?;
@@ -282,6 +306,7 @@ impl Datapath {
     /// Has the device judged by the sender: attaches the program for that, or gives it to a link of ours
     /// that stands.
     pub fn attach_by_sender(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let _turn = self.turn.take();
         let program = loaded(&self.programs, BY_SENDER)?;
         let path = self.pins.device_link(ifindex, Direction::Ingress);
         takeover::fetch(&self.pins, &path)?;
@@ -293,6 +318,7 @@ impl Datapath {
 
     /// Takes the hook from the device; whether there was one.
     pub fn detach(&self, ifindex: u32, direction: Direction) -> Result<bool, DatapathError> {
+        let _turn = self.turn.take();
         let mut found = links::unpin(&self.pins.device_link(ifindex, direction))?;
         for other in self.pins.others()? {
             found |= links::unpin(&other.device_link(ifindex, direction))?;

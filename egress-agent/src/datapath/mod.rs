@@ -2,6 +2,7 @@
 //! that touches aya.
 
 mod bytes;
+mod early;
 mod kernel;
 pub mod layout;
 pub mod links;
@@ -17,6 +18,7 @@ mod takeover;
 use std::io;
 use std::path::PathBuf;
 
+pub use early::Early;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};

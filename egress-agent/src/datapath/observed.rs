@@ -51,6 +51,14 @@ impl Observed {
         })
     }
 
+    /// Whether our programs know all pods that there were before: the gate stands, and so who is not
+    /// known is denied already.
+    pub fn knows_pods(&self) -> bool {
+        let gate = self.cgroup_links.get(&CgroupHook::Egress);
+        let ours = matches!(gate, Some(LinkState::Good | LinkState::Displaced));
+        ours && self.layouts.is_empty()
+    }
+
     /// Numbers of the policies that some endpoint names.
     pub fn used_policies(&self) -> BTreeSet<u32> {
         let endpoints = self.devices.values().chain(self.cgroups.values());

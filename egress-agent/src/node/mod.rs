@@ -9,6 +9,7 @@ pub mod devices;
 mod fuzz;
 pub mod mounts;
 pub mod netlink;
+pub mod newcomers;
 pub mod sight;
 pub mod watch;
 
@@ -20,6 +21,7 @@ pub(crate) use fuzz::run as fuzz;
 
 pub use cgroups::Kubepods;
 pub use conntrack::StandingFlows;
+pub use newcomers::Newcomers;
 pub use sight::{Scout, SightError};
 pub use watch::Watcher;
 
@@ -31,6 +33,8 @@ pub struct Sightings {
     /// Interface indices of all devices that lead to another network namespace: those of pods, known or
     /// not, and of strangers. Which is whose can be told only once a process is in there.
     pub outlying: BTreeSet<u32>,
+    /// Interface indices of all devices: one that is not here has come since.
+    pub devices: BTreeSet<u32>,
 }
 
 impl FromIterator<(String, Sighting)> for Sightings {

@@ -128,6 +128,7 @@ impl Scout {
         Ok(Sightings {
             pods: pods.collect(),
             outlying: coverage::outlying(&links),
+            devices: links.iter().map(|link| link.ifindex).collect(),
         })
     }
 

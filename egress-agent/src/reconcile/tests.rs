@@ -165,6 +165,7 @@ impl Moment {
         let devices = sightings.pods.values().flat_map(|pod| &pod.devices);
         let outlying = self.outlying.intersection(&self.alive).copied();
         sightings.outlying = devices.map(|it| it.ifindex).chain(outlying).collect();
+        sightings.devices.clone_from(&self.alive);
         sightings
     }
 }

@@ -96,6 +96,7 @@ fn sightings(bodies: &[Body]) -> Sightings {
             .map(|body| (body.uid.clone(), sighting(body)))
             .collect(),
         outlying: bodies.iter().map(|body| body.ifindex).collect(),
+        devices: bodies.iter().map(|body| body.ifindex).collect(),
     }
 }
 

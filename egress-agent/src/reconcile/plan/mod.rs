@@ -63,7 +63,8 @@ pub fn plan(
     planner.config();
     let members = planner.members(desired);
     planner.unclaimed(&members);
-    let knows_pods = planner.knows_pods();
+    // Else hooks wait until the entries of all pods are written.
+    let knows_pods = observed.knows_pods();
     if knows_pods {
         planner.by_sender();
     }
@@ -148,6 +149,13 @@ impl Planner<'_> {
                 continue;
             }
             let entry = observed.devices.get(&ifindex);
+            // It has come since the node was looked at.
+            if entry.is_none()
+                && observed.link(ifindex, Direction::Ingress) == Some(LinkState::BySender)
+                && !self.sightings.devices.contains(&ifindex)
+            {
+                continue;
+            }
             let subject = subject(
                 entry.map_or(0, |endpoint| endpoint.slot),
                 Subject::Device(ifindex),

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::op::{Op, Subject};
 use super::Planner;
 use super::members::Member;
-use crate::datapath::{CgroupHook, Direction, LinkState};
+use crate::datapath::{Direction, LinkState};
 
 impl Planner<'_> {
     /// Which devices these are: none that a pod is known to have. Who is not held keeps no hook.
@@ -22,14 +22,6 @@ impl Planner<'_> {
             .difference(&claimed)
             .copied()
             .collect();
-    }
-
-    /// Whether the programs know all pods that began before this plan: the gate stands, and so whom they
-    /// don't know is denied already. Else hooks wait until the entries of all pods are written.
-    pub(super) fn knows_pods(&self) -> bool {
-        let gate = self.observed.cgroup_links.get(&CgroupHook::Egress);
-        let ours = matches!(gate, Some(LinkState::Good | LinkState::Displaced));
-        ours && self.observed.layouts.is_empty()
     }
 
     /// Those that have no entry; `gone` has the others.
