@@ -2,6 +2,8 @@
 //! that touches aya.
 
 mod bytes;
+mod clsact;
+pub mod device;
 mod kernel;
 pub mod layout;
 pub mod links;
@@ -13,10 +15,12 @@ pub mod pins;
 mod sys;
 mod table;
 mod takeover;
+mod tc;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use device::DeviceHooks;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
@@ -72,8 +76,12 @@ pub enum DatapathError {
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer")]
+    #[error(
+        "this kernel has no tcx hooks, which Linux has since 6.6; leave the choice to the agent (--device-hooks auto)"
+    )]
     NoTcx,
+    #[error("this kernel ({release}) lacks {missing}; Sallyport needs Linux 6.1 or newer")]
+    OldKernel { release: String, missing: String },
 }
 
 /// What a user can do about an error number.
