@@ -6,18 +6,13 @@ mod needs_root {
     use std::fs;
     use std::path::PathBuf;
     use std::thread::sleep;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use serde_json::json;
 
-    use super::support::held::nothing_got_out;
+    use super::support::held::{nothing_got_out, undone};
     use super::support::traffic::Traffic;
     use super::support::{Agent, Cluster, bpf, skipped};
-
-    /// It is noticed, and put back, within this time.
-    const NOTICED: Duration = Duration::from_secs(1);
-    /// The best of so many: a busy machine is no fault of the agent's.
-    const TRIES: usize = 3;
 
     struct Pins(PathBuf);
 
@@ -36,34 +31,6 @@ mod needs_root {
         fn map(&self, name: &str) -> PathBuf {
             self.0.join("maps").join(name)
         }
-    }
-
-    /// Does it, and waits until it is undone; three times.
-    fn undone(
-        cluster: &Cluster,
-        agent: &mut Agent,
-        event: &str,
-        what: &str,
-        deed: impl Fn(),
-        is_back: impl Fn() -> bool,
-    ) {
-        let mut best = Duration::MAX;
-        for _ in 0..TRIES {
-            let told = cluster.log().matches(event).count();
-            let begun = Instant::now();
-            deed();
-            agent.wait(cluster, what, |_| is_back().then_some(()));
-            best = best.min(begun.elapsed());
-            assert!(
-                cluster.log().matches(event).count() > told,
-                "{what}: not told: {}",
-                cluster.log()
-            );
-            // The pass that did it ends.
-            sleep(Duration::from_millis(300));
-        }
-        println!("{what}: undone after {best:?} at best");
-        assert!(best < NOTICED, "{what}: {best:?}");
     }
 
     fn hooks_and_entries(cluster: &Cluster, agent: &mut Agent, pins: &Pins, ifindex: u32) {
