@@ -2,6 +2,7 @@
 //! that touches aya.
 
 mod bytes;
+mod comparison;
 mod kernel;
 pub mod layout;
 pub mod links;
@@ -10,6 +11,7 @@ pub mod maps;
 pub mod observed;
 pub mod pinned;
 pub mod pins;
+mod policies;
 mod sys;
 mod table;
 mod takeover;
@@ -21,7 +23,7 @@ pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
 pub use maps::Maps;
-pub use observed::Observed;
+pub use observed::{Damage, Observed};
 pub use pins::Pins;
 pub use table::{PerCpuTable, Table, TrieKey};
 
