@@ -53,7 +53,8 @@ impl Adopt for Flows {
             peer_port_be: port.to_be_bytes(),
             pod_port_be: [0, 80],
             proto: 6,
-            pad: [0; 3],
+            version: 4,
+            pad: [0; 2],
         };
         (vec![key(1)], vec![key(2)])
     }

@@ -10,7 +10,8 @@ mod needs_root {
 
     use serde_json::{Value, json};
 
-    use super::support::held::{nothing_got_out, undone};
+    use super::support::held::nothing_got_out;
+    use super::support::stranger::{Metrics, undone};
     use super::support::traffic::Traffic;
     use super::support::{Agent, Cluster, bpf, skipped};
 
@@ -90,7 +91,8 @@ mod needs_root {
         if skipped("filters_hold_without_an_agent_and_against_strangers") {
             return;
         }
-        let cluster = cluster();
+        let mut cluster = cluster();
+        let metrics = Metrics::asked_for(&mut cluster);
         let agent = cluster.agent(true);
         let traffic = Traffic::start(&cluster);
         holds(&cluster);
@@ -106,6 +108,9 @@ mod needs_root {
         assert_eq!(status["items"][0]["deviceHooks"], json!(["clsact"]));
 
         disturbed(&cluster, &mut agent);
+        for kind in ["device-hook", "displaced"] {
+            assert!(metrics.disturbances(&cluster, kind) > 0, "{kind}");
+        }
         holds(&cluster);
         let (code, status) = cluster.egressctl(&["status"]);
         assert_eq!(code, Some(0), "{status}");

@@ -39,7 +39,7 @@ pub struct Core {
     unknown_mode: u8,
     kubepods_level: u32,
     index: Index,
-    compiled: Compiled,
+    pub(super) compiled: Compiled,
     scout: Scout,
     sightings: Sightings,
     pub(super) reconciler: Reconciler<Kernel>,
@@ -158,6 +158,7 @@ impl Core {
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
+        self.tell_disturbances(&report.found);
         let desired = &self.compiled.desired;
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
         status.source = self.told.health;
@@ -359,6 +360,7 @@ impl Core {
         self.sight();
         let mut report = self.reconcile()?;
         report.writes += first.writes;
+        report.found = first.found;
         Ok(report)
     }
 

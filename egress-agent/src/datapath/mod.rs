@@ -3,6 +3,7 @@
 
 mod bytes;
 mod clsact;
+mod comparison;
 pub mod device;
 mod kernel;
 pub mod layout;
@@ -12,6 +13,7 @@ pub mod maps;
 pub mod observed;
 pub mod pinned;
 pub mod pins;
+mod policies;
 mod sys;
 mod table;
 mod takeover;
@@ -25,7 +27,7 @@ pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
 pub use maps::Maps;
-pub use observed::Observed;
+pub use observed::{Damage, Observed};
 pub use pins::Pins;
 pub use table::{PerCpuTable, Table, TrieKey};
 

@@ -1,6 +1,7 @@
 //! The calls of `bpf(2)` that aya has no safe face for: links that outlive their maker, queries
 //! of tcx, maps in batches. Layouts are those of `union bpf_attr` in `linux/bpf.h` (6.6).
 
+mod batch;
 mod bytes;
 
 use std::ffi::CString;
@@ -14,6 +15,7 @@ use aya_obj::generated::{
     BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
 };
 
+pub use batch::{Walk, update_batch};
 pub use bytes::{lookup_bytes, next_key_bytes, update_bytes};
 
 /// Room for all programs that one tcx hook takes (`BPF_MPROG_MAX`).
@@ -130,44 +132,6 @@ pub unsafe fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Resu
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// Writes as many values as there are keys; tells how many were written when one fails.
-///
-/// # Safety
-/// `K` and `V` must be those of the map, which must not be per CPU.
-pub unsafe fn update_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> Result<(), (usize, io::Error)> {
-    assert_eq!(keys.len(), values.len(), "each key has its value");
-    let mut attr = BatchAttr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: pointer(keys.as_ptr()),
-        values: pointer(values.as_ptr()),
-        count: u32::try_from(keys.len()).expect("a chunk is small"),
-        map_fd: raw(map),
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: the caller vouches for the sizes; both slices are as long as `count` says.
-    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }
-        .map(drop)
-        .map_err(|error| (attr.count as usize, error))
 }
 
 #[repr(C)]

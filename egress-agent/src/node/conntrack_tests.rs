@@ -147,7 +147,8 @@ fn keys_are_in_network_byte_order_with_mapped_addresses() {
             peer_port_be: [0x12, 0x34],
             pod_port_be: [0, 80],
             proto: TCP,
-            pad: [0; 3],
+            version: 4,
+            pad: [0; 2],
         }
     );
 }

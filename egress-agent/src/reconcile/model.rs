@@ -16,6 +16,8 @@ pub(super) struct Model {
     pub(super) state: Observed,
     /// What was written of each policy.
     pub(super) policies: BTreeMap<u32, Policy>,
+    /// The same, without what others have made of it.
+    pub(super) written: BTreeMap<u32, Policy>,
     pub(super) devices_alive: BTreeSet<u32>,
     /// Entries whose device may have died; what has their index now may be another's.
     stale: BTreeSet<u32>,
@@ -49,6 +51,7 @@ impl Model {
         state.config = None;
         state.policies.clear();
         self.policies.clear();
+        self.written.clear();
         let entries = state.devices.values_mut().chain(state.cgroups.values_mut());
         for endpoint in entries {
             endpoint.policy = 0;
@@ -136,7 +139,8 @@ impl Model {
         let number = endpoint.policy;
         match self.state.policies.get(&number) {
             Some(info) if info.complete == 1 => {
-                let entries = self.policies.get(&number);
+                // What others do to it is not the plan's doing.
+                let entries = self.written.get(&number);
                 let whole = entries.is_some_and(|policy| digest(policy) == info.digest);
                 whole
                     .then_some(())
@@ -158,6 +162,20 @@ impl Model {
         let lost = entries.filter(|ifindex| !self.state.is_hooked(**ifindex));
         self.stale.extend(lost);
         self.devices_alive = alive;
+    }
+
+    /// Somebody writes to or removes from the policy with this number, which may be nobody's.
+    pub(super) fn meddle(&mut self, number: u32, removes: bool) {
+        if removes {
+            self.policies.remove(&number);
+        } else {
+            let rules = vec!["a stranger's".to_owned()];
+            let policy = Policy {
+                rules,
+                ..Policy::default()
+            };
+            self.policies.insert(number, policy);
+        }
     }
 
     fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), String> {
@@ -208,8 +226,16 @@ pub(super) fn digest(policy: &Policy) -> Digest {
 impl Executor for Model {
     type Error = String;
 
-    fn observe(&mut self) -> Result<Observed, String> {
-        Ok(self.state.clone())
+    fn observe(&mut self, _: &DesiredState) -> Result<Observed, String> {
+        let mut observed = self.state.clone();
+        for number in self.policies.keys().chain(self.written.keys()) {
+            let info = self.state.policies.get(number);
+            let passing = info.is_some_and(|info| info.complete == 0);
+            if !passing && self.policies.get(number) != self.written.get(number) {
+                observed.damaged.insert(*number, ["sp_exact4"].into());
+            }
+        }
+        Ok(observed)
     }
 
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {
@@ -229,10 +255,19 @@ impl Executor for Model {
             }
             Op::WritePolicy { number, digest } => {
                 let policy = desired.policies[digest].clone();
+                // What a stranger has put there stays.
+                if self.policies.get(number) == self.written.get(number) {
+                    self.policies.insert(*number, policy.clone());
+                }
+                self.written.insert(*number, policy);
+            }
+            Op::MendPolicy { number, .. } => {
+                let policy = self.written[number].clone();
                 self.policies.insert(*number, policy);
             }
             Op::ClearPolicy { number } => {
                 self.policies.remove(number);
+                self.written.remove(number);
             }
             Op::RemovePolicyInfo { number } => {
                 assert!(

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use xtask::node::wire::Wire;
 
 use super::traffic::{SECRET, Traffic};
-use super::{Agent, Cluster, skipped};
+use super::{Cluster, skipped};
 
 /// A held cluster that an agent has been on, and traffic; `during` happens to it.
 pub fn under_traffic(name: &str, during: impl FnOnce(&mut Cluster)) {
@@ -34,39 +34,6 @@ pub fn under_traffic(name: &str, during: impl FnOnce(&mut Cluster)) {
         "there was traffic"
     );
     nothing_got_out(&wire, mark);
-}
-
-/// What strangers do is noticed, and put back, within this time.
-const NOTICED: Duration = Duration::from_secs(1);
-/// The best of so many: a busy machine is no fault of the agent's.
-const TRIES: usize = 3;
-
-/// Does it, and waits until it is undone; three times.
-pub fn undone(
-    cluster: &Cluster,
-    agent: &mut Agent,
-    event: &str,
-    what: &str,
-    deed: impl Fn(),
-    is_back: impl Fn() -> bool,
-) {
-    let mut best = Duration::MAX;
-    for _ in 0..TRIES {
-        let told = cluster.log().matches(event).count();
-        let begun = Instant::now();
-        deed();
-        agent.wait(cluster, what, |_| is_back().then_some(()));
-        best = best.min(begun.elapsed());
-        assert!(
-            cluster.log().matches(event).count() > told,
-            "{what}: not told: {}",
-            cluster.log()
-        );
-        // The pass that did it ends.
-        sleep(Duration::from_millis(300));
-    }
-    println!("{what}: undone after {best:?} at best");
-    assert!(best < NOTICED, "{what}: {best:?}");
 }
 
 /// No forbidden packet has arrived outside since.

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod frames;
 pub mod held;
 pub mod sockets;
+pub mod stranger;
 pub mod traffic;
 
 use std::collections::BTreeMap;

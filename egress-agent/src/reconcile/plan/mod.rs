@@ -1,7 +1,8 @@
 //! From desired and observed state to the steps between them. Pure.
 //!
 //! Order of the steps, such that a crash between any two leaks nothing and breaks nothing:
-//! 1. settings; 2. policies that are new: announced as incomplete, written, completed;
+//! 1. settings; 2. entries that somebody else has put into policies, and policies that are new:
+//!    announced as incomplete, written, completed;
 //! 3. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
 //!    from outside from then on; 4. flows that stand are taken over; 5. the ingress hook, which
 //!    drops, and the cgroup's entry, which says that the hooks stand;
@@ -58,6 +59,7 @@ pub fn plan(
         devices: BTreeSet::new(),
     };
     planner.config();
+    planner.mend();
     planner.policies(desired);
     let members = planner.members(desired);
     let owners = owners(&members);

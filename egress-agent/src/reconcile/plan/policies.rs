@@ -10,6 +10,23 @@ use super::Planner;
 use crate::compile::{DesiredState, Digest, Policy};
 
 impl Planner<'_> {
+    /// What somebody else has made of policies. First what is nobody's: it may take the room, and its
+    /// number will be given to a policy.
+    pub(super) fn mend(&mut self) {
+        let observed = self.observed;
+        for number in observed.damaged.keys().copied() {
+            if !observed.policies.contains_key(&number) {
+                self.step(Subject::Policy(number), Op::ClearPolicy { number });
+            }
+        }
+        for number in observed.damaged.keys() {
+            if let Some(info) = observed.policies.get(number) {
+                let (number, digest) = (*number, info.digest);
+                self.step(Subject::Policy(number), Op::MendPolicy { number, digest });
+            }
+        }
+    }
+
     pub(super) fn policies(&mut self, desired: &DesiredState) {
         let used = self.observed.used_policies();
         let mut next = self.observed.policies.keys().max().copied().unwrap_or(0);
