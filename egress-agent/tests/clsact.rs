@@ -214,6 +214,27 @@ fn needs_root_a_filter_of_another_version_gets_our_program_in_its_place() {
 }
 
 #[test]
+fn needs_root_a_mark_that_another_layout_left_takes_no_filter_along() {
+    isolated("left", |place| {
+        let ifindex = veth("pod0");
+        let mut datapath = place.load();
+        for direction in Direction::BOTH {
+            datapath.attach(ifindex, direction).unwrap();
+        }
+        let layout = "layout-0";
+        let root = datapath.pins().root().with_file_name(layout);
+        let own = datapath.pins().device_link(ifindex, Direction::Ingress);
+        let mark = root.join("links").join(own.file_name().unwrap());
+        std::fs::create_dir_all(mark.parent().unwrap()).unwrap();
+        let mut other = strangers(place);
+        classifier(&mut other, "sp_empty").pin(&mark).unwrap();
+        datapath.remove_layout(layout).unwrap();
+        assert!(!root.exists());
+        assert_eq!(states(&datapath.observe().unwrap(), ifindex), GOOD);
+    });
+}
+
+#[test]
 fn needs_root_what_nothing_can_come_before_is_refused_in_words() {
     isolated("before", |place| {
         let ifindex = veth("pod0");

@@ -218,6 +218,16 @@ pub(super) fn unpin(path: &Path) -> Result<bool, DatapathError> {
     Ok(true)
 }
 
+/// Removes what is pinned at `path` if it is a mark, and lets the filter stand.
+pub(super) fn forget_mark(path: &Path) -> Result<(), DatapathError> {
+    match open_if_pinned(path)? {
+        Some(pinned) if is_mark(&pinned, path)? => {
+            std::fs::remove_file(path).map_err(failed(path, "unpin"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Pins a link, or a mark (see [`clsact`]), under a name of its own first, because a rename replaces
 /// and a pin does not. What had the name before ends, unless both are marks: then the filter is the
 /// same.

@@ -205,10 +205,14 @@ impl Datapath {
     /// Removes the directory of another layout, and what hooks are left there.
     pub fn remove_layout(&self, layout: &str) -> Result<u64, DatapathError> {
         let writes = self.carry(layout)?;
-        match self.other(layout)? {
-            Some(other) => Ok(writes + other.remove()? as u64),
-            None => Ok(writes),
+        let Some(other) = self.other(layout)? else {
+            return Ok(writes);
+        };
+        // Where both have a mark the filter is the one that we attached.
+        for name in Pins::list(&self.pins.links())? {
+            links::forget_mark(&other.links().join(name))?;
         }
+        Ok(writes + other.remove()? as u64)
     }
 
     /// Lets a cgroup through the gate of another layout's programs, where they are in force.

@@ -258,3 +258,69 @@ fn parse(payload: &[u8]) -> Option<Filter> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(place: Place, options: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut message = place.message();
+        let mut nested = Vec::new();
+        for (kind, value) in options {
+            push_attribute(&mut nested, *kind, value);
+        }
+        push_attribute(&mut message, TCA_OPTIONS, &nested);
+        message
+    }
+
+    #[test]
+    fn filters_are_read_as_they_are_written() {
+        let place = Place {
+            ifindex: 7,
+            direction: Direction::Egress,
+            priority: 1,
+            handle: 0x5a11,
+        };
+        let message = listed(
+            place,
+            &[
+                (TCA_BPF_NAME, b"sp_to_pod\0"),
+                (TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes()),
+                (TCA_BPF_TAG, &[1, 2, 3, 4, 5, 6, 7, 8]),
+                (TCA_BPF_ID, &41_u32.to_ne_bytes()),
+            ],
+        );
+        let filter = Filter {
+            kind: "bpf".to_owned(),
+            chain: 0,
+            handle: 0x5a11,
+            priority: 1,
+            protocol: ETH_P_ALL,
+            name: "sp_to_pod".to_owned(),
+            program: 41,
+            tag: [1, 2, 3, 4, 5, 6, 7, 8],
+            direct: true,
+        };
+        assert_eq!(parse(&message), Some(filter));
+        // A priority is listed by itself, too.
+        let head = listed(Place { handle: 0, ..place }, &[]);
+        assert_eq!(parse(&head), None);
+        // Without direct action the return code means nothing.
+        let other = parse(&listed(place, &[(TCA_BPF_NAME, b"sp_to_pod\0")])).expect("a filter");
+        assert!(!other.direct);
+        assert_eq!(other.program, 0);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_filter() {
+        let place = Place {
+            ifindex: 7,
+            direction: Direction::Ingress,
+            priority: 1,
+            handle: 1,
+        };
+        for length in 0..TCMSG {
+            assert_eq!(parse(&place.message()[..length]), None);
+        }
+    }
+}
