@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::announced;
+use super::calendar::Calendar;
 use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::own_pod;
@@ -36,6 +37,7 @@ const EVENT_BURST: u32 = 64;
 #[derive(Debug)]
 pub struct Core {
     pub(super) settings: compile::Settings,
+    calendar: Calendar,
     unknown_mode: u8,
     kubepods_level: u32,
     index: Index,
@@ -98,6 +100,7 @@ impl Core {
                 allow_any: options.outbound_policy == Outbound::AllowAny,
                 ..compile::Settings::default()
             },
+            calendar: Calendar::default(),
             unknown_mode: options.unknown_pods.mode(),
             kubepods_level,
             index: Index::default(),
@@ -155,10 +158,10 @@ impl Core {
         let gateways_held_back = self.serve_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
+        self.tell_disturbances(&report.found);
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
-        self.tell_disturbances(&report.found);
         let desired = &self.compiled.desired;
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
         status.source = self.told.health;
@@ -268,6 +271,13 @@ impl Core {
         true
     }
 
+    /// Whether the state has changed by itself. The clock may have been set forward, and then it is
+    /// earlier than was waited for.
+    pub fn is_due(&mut self) -> bool {
+        let now = self.calendar.now(Timestamp::now());
+        self.compiled.next_change.is_some_and(|at| at <= now)
+    }
+
     /// Where the container runtime's questions meet what passes say.
     pub fn nri(&self) -> Arc<nri::Board> {
         Arc::clone(&self.nri)
@@ -287,13 +297,13 @@ impl Core {
     }
 
     fn compile(&mut self, changed: bool) {
-        let now = Timestamp::now();
+        let now = self.calendar.now(Timestamp::now());
         let local = self.scout.local_addresses().unwrap_or_else(|error| {
             tracing::error!(event = "addresses_unreadable", %error);
             self.settings.local_addresses.clone()
         });
         let moved = local != self.settings.local_addresses;
-        let due = self.compiled.next_change.is_some_and(|at| at <= now);
+        let due = self.is_due();
         if !(changed || moved || due) {
             return;
         }

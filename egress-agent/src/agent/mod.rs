@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod announced;
+mod calendar;
 mod conntrack;
 mod core;
 mod disturbed;
@@ -153,7 +154,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
                 () = sleep_until(again) => break false,
                 _ = place_check.tick() => {
-                    if tokio::task::block_in_place(|| core.is_disturbed()) {
+                    if core.is_due() || tokio::task::block_in_place(|| core.is_disturbed()) {
                         break false;
                     }
                 }
@@ -286,7 +287,10 @@ mod tests {
         assert!(waits(&mut retry, true, None) <= RETRY.1 + EPSILON);
         assert!(waits(&mut retry, false, None) >= RESYNC);
         assert!(waits(&mut retry, true, None) <= RETRY.0 + EPSILON);
-        let past = Some(Timestamp::UNIX_EPOCH);
-        assert!(waits(&mut retry, false, past) <= 2 * EPSILON);
+        // However far the clock was set forward or back meanwhile.
+        for past in [Timestamp::UNIX_EPOCH, Timestamp::MIN] {
+            assert!(waits(&mut retry, false, Some(past)) <= 2 * EPSILON);
+        }
+        assert!(waits(&mut retry, false, Some(Timestamp::MAX)) >= RESYNC);
     }
 }

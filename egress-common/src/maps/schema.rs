@@ -203,7 +203,7 @@ pub const SCHEMAS: &[Schema] = &[
     map(
         name::POLICY_INFO,
         "hash",
-        limits::MAX_SLOTS,
+        limits::MAX_POLICIES,
         POLICY,
         POLICY_INFO,
     ),
