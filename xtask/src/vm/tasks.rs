@@ -20,6 +20,9 @@ const FRAMES: &str = "2000";
 /// Bound of one test program: on a busy host an emulated machine was seen to take 121 s.
 const LIMIT_S: u64 = 300;
 
+/// What a test waits for in an emulated machine, in seconds.
+const PATIENCE_S: &str = "60";
+
 /// Of the tests of hooks those that load the programs a few times; to verify them takes an emulated
 /// machine ten seconds.
 const HOOKS: [&str; 3] = [
@@ -29,7 +32,7 @@ const HOOKS: [&str; 3] = [
 ];
 
 /// Test programs.
-const TESTS: [&str; 3] = ["kernel_verdicts", "datapath", "reasons"];
+const TESTS: [&str; 4] = ["kernel_verdicts", "datapath", "reasons", "clock"];
 
 /// What a machine gets along, by absolute path.
 #[derive(Debug)]
@@ -98,6 +101,7 @@ impl Programs {
                 self.test("frames", "kernel_verdicts", &["decide_alike"]),
                 self.test("hooks", "datapath", &HOOKS),
                 self.test("packets", "reasons", &["needs_root"]),
+                self.test("clock", "clock", &["needs_root"]),
             ],
         }
     }
@@ -127,6 +131,9 @@ impl Programs {
                 self.built.ebpf_object.display().to_string(),
             ),
             ("SALLYPORT_FRAMES", FRAMES.to_owned()),
+            ("SALLYPORT_PATIENCE", PATIENCE_S.to_owned()),
+            // Nobody else has this machine's clock.
+            ("SALLYPORT_CLOCK", "ours".to_owned()),
             ("PATH", guest::SEARCH.to_owned()),
             ("HOME", "/root".to_owned()),
         ];
