@@ -2,11 +2,15 @@
 
 use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::programs::SkBuffContext;
+#[cfg(feature = "in-parts")]
+use egress_common::decide::parts::Parts as _;
 use egress_common::event::HOOK_CGROUP;
 use egress_common::maps::{
     Config, DENY_DROP, Endpoint, FLAG_HOST_NETWORK, MODE_OFF, NEAR4, NEAR6, NO_RULE, Near4, Near6,
 };
-use egress_common::packet::{self, Headers};
+#[cfg(not(feature = "in-parts"))]
+use egress_common::packet;
+use egress_common::packet::Headers;
 use egress_common::{Outcome, Reason, Side, Verdict, decide};
 
 use crate::maps::{CGROUPS, KernelTables, config, is_covered};
@@ -100,6 +104,9 @@ const fn code(verdict: Verdict) -> i32 {
 fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
     let mut headers = Headers::default();
     // For the report only, but before the verdict, or the verifier would follow it once for each.
+    #[cfg(feature = "in-parts")]
+    let _ = Skb::new(&ctx.skb).parse(Side::Cgroup, &mut headers);
+    #[cfg(not(feature = "in-parts"))]
     packet::network(&Skb::new(&ctx.skb), &mut headers, config.pad[0]);
     let endpoint = Endpoint {
         slot: 0,

@@ -32,8 +32,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 pub use self::core::{Core, Outcome};
 pub use conntrack::Conntrack;
 pub use options::{
-    ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
-    UnknownPods,
+    ClientBinding, GatewayAuthz, HooksChoice, LogFormat, NriSocket, Options, Outbound, Source,
+    TlsMin, UnknownPods,
 };
 pub use program::main;
 pub use run_dir::{LAST_GOOD, Ready, RunDir};
@@ -68,7 +68,9 @@ const EPSILON: Duration = Duration::from_millis(10);
 pub async fn run(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let object = object()?;
+    let hooks = options.device_hooks();
+    object(hooks)?;
+    hooks.check().map_err(privileges::explain)?;
     let run_dir = RunDir::lock(&options.run_dir)?;
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
         .context("can't find the pods' cgroups")?;
@@ -78,11 +80,11 @@ pub async fn run(options: Options) -> Result<()> {
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
-    let datapath = Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id))
+    let datapath = Datapath::load(&options.bpffs, hooks, (&kubepods.path, kubepods.id))
         .map_err(privileges::explain)?;
     tracing::info!(
         event = "loaded", pins = %datapath.pins().root().display(),
-        kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
+        kubepods = %kubepods.path.display(), device_hooks = hooks.name(), instructions = ?datapath.verified_instructions()
     );
     let mut kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
     own_pod::let_through(&mut kernel, &kubepods)?;

@@ -9,21 +9,28 @@ use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use egress_common::maps::{Endpoint, covered_mark, covered_place};
 
+use super::device::{self, DeviceHooks};
 use super::links::{self, CgroupHook, DRAFT, Direction, LinkState, Loaded};
 use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
-/// The kernel object that was built into this program.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
+/// The kernel objects that were built into this program.
+static WHOLE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
+static IN_PARTS: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf-in-parts.o"));
 
-/// The kernel object that was built into this program.
+/// The kernel object that was built into this program for kernels with these hooks.
 ///
 /// # Errors
 /// If it was built without.
-pub fn object() -> Result<&'static [u8], DatapathError> {
-    if OBJECT.is_empty() {
+pub fn object(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
+    let object = match hooks {
+        DeviceHooks::Tcx => WHOLE,
+        DeviceHooks::Clsact => IN_PARTS,
+    };
+    if object.is_empty() {
         Err(DatapathError::NoObject)
     } else {
-        Ok(OBJECT)
+        Ok(object)
     }
 }
 
@@ -45,7 +52,8 @@ struct Cgroup {
 pub struct Datapath {
     pins: Pins,
     pub maps: Maps,
-    object: Vec<u8>,
+    hooks: DeviceHooks,
+    object: &'static [u8],
     programs: Ebpf,
     /// A second copy, loaded when a link must be replaced by another of the same program.
     spare: Option<Ebpf>,
@@ -55,19 +63,19 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads `object` with its maps pinned, or taken over where they are pinned already.
-    /// Attaches nothing. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
+    /// Loads the object for these hooks with its maps pinned, or taken over where they are pinned
+    /// already. Attaches nothing. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
     ///
     /// # Errors
-    /// If a pinned map is not what the object declares, or the kernel refuses a program.
+    /// If the kernel can't hold pods in this way, a pinned map is not what the object declares, or the
+    /// kernel refuses a program.
     pub fn load(
         bpffs: &Path,
-        object: &[u8],
+        hooks: DeviceHooks,
         kubepods: (&Path, u64),
     ) -> Result<Self, DatapathError> {
-        if !links::has_tcx() {
-            return Err(DatapathError::NoTcx);
-        }
+        let object = object(hooks)?;
+        hooks.check()?;
         let pins = Pins::at(bpffs)?;
         takeover::begin(&pins)?;
         let parsed = Object::parse(object).map_err(|error| DatapathError::Aya {
@@ -94,7 +102,8 @@ impl Datapath {
         Ok(Self {
             pins,
             maps,
-            object: object.to_vec(),
+            hooks,
+            object,
             programs,
             spare: None,
             tags,
@@ -107,6 +116,11 @@ impl Datapath {
 
     pub fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// How programs are attached to devices.
+    pub fn device_hooks(&self) -> DeviceHooks {
+        self.hooks
     }
 
     /// Instructions that the verifier looked at, by program.
@@ -137,9 +151,9 @@ impl Datapath {
             }
         }
         for name in Pins::list(&self.pins.links())? {
-            if let Some((ifindex, direction)) = links::parse_device_pin(&name) {
+            if let Some((ifindex, direction)) = device::parse_pin(&name) {
                 let tag = self.tags.get(direction.program()).copied();
-                let state = links::device_state(&self.pins, ifindex, direction, tag)?;
+                let state = device::state(&self.pins, ifindex, direction, tag)?;
                 observed
                     .links
                     .extend(state.map(|state| ((ifindex, direction), state)));
@@ -162,10 +176,10 @@ impl Datapath {
     fn observe_other(&self, other: &Pins, observed: &mut Observed) -> Result<(), DatapathError> {
         observed.layouts.insert(other.name());
         for name in Pins::list(&other.links())? {
-            let Some((ifindex, direction)) = links::parse_device_pin(&name) else {
+            let Some((ifindex, direction)) = device::parse_pin(&name) else {
                 continue;
             };
-            let state = links::device_state(other, ifindex, direction, None)?;
+            let state = device::state(other, ifindex, direction, None)?;
             if state.is_some_and(LinkState::stands) {
                 let link = observed.links.entry((ifindex, direction));
                 link.or_insert(LinkState::OldProgram);
@@ -197,10 +211,14 @@ impl Datapath {
     /// Removes the directory of another layout, and what hooks are left there.
     pub fn remove_layout(&self, layout: &str) -> Result<u64, DatapathError> {
         let writes = self.carry(layout)?;
-        match self.other(layout)? {
-            Some(other) => Ok(writes + other.remove()? as u64),
-            None => Ok(writes),
+        let Some(other) = self.other(layout)? else {
+            return Ok(writes);
+        };
+        // Where both have a mark the filter is the one that we attached.
+        for name in Pins::list(&self.pins.links())? {
+            links::forget_mark(&other.links().join(name))?;
         }
+        Ok(writes + other.remove()? as u64)
     }
 
     /// Lets a cgroup through the gate of another layout's programs, where they are in force.
@@ -237,13 +255,16 @@ impl Datapath {
     /// Attaches first on the device; replaces a link of ours without a gap.
     pub fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         let program = loaded(&self.programs, direction.program())?;
+        if self.hooks == DeviceHooks::Clsact {
+            return device::attach(self.hooks, &self.pins, ifindex, direction, program);
+        }
         // A device that is going may be here, too, with a link that has ended: loading takes a
         // second, in which pods that begin would wait.
-        let standing = links::standing_program(&self.pins, ifindex, direction)?;
+        let standing = device::standing_program(&self.pins, ifindex, direction)?;
         if standing == Some(program.id) {
             return self.attach_spare(ifindex, direction);
         }
-        match links::attach_device(&self.pins, ifindex, direction, program) {
+        match device::attach(self.hooks, &self.pins, ifindex, direction, program) {
             // The pin is gone, and somebody holds the link: the program is there already.
             Err(DatapathError::Link { error, .. })
                 if error.raw_os_error() == Some(libc::EEXIST) =>
@@ -256,19 +277,19 @@ impl Datapath {
 
     fn attach_spare(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         if self.spare.is_none() {
-            self.spare = Some(load(&self.pins, &self.object)?);
+            self.spare = Some(load(&self.pins, self.object)?);
         }
         let spare = self.spare.as_ref().expect("it was loaded just now");
         let program = loaded(spare, direction.program())?;
-        links::attach_device(&self.pins, ifindex, direction, program)
+        device::attach(self.hooks, &self.pins, ifindex, direction, program)
     }
 
-    /// Gives a link that stands the program that we carry.
+    /// Gives a hook that stands the program that we carry.
     pub fn swap(&self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         let program = loaded(&self.programs, direction.program())?;
         let path = self.pins.device_link(ifindex, direction);
         takeover::fetch(&self.pins, &path)?;
-        links::swap(&path, program)
+        device::swap(self.hooks, &self.pins, ifindex, direction, program)
     }
 
     /// Takes the hook from the device; whether there was one.

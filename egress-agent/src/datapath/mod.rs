@@ -2,7 +2,9 @@
 //! that touches aya.
 
 mod bytes;
+mod clsact;
 mod comparison;
+pub mod device;
 mod kernel;
 pub mod layout;
 pub mod links;
@@ -15,10 +17,12 @@ mod policies;
 mod sys;
 mod table;
 mod takeover;
+mod tc;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use device::DeviceHooks;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
@@ -74,8 +78,12 @@ pub enum DatapathError {
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer")]
+    #[error(
+        "this kernel has no tcx hooks, which Linux has since 6.6; leave the choice to the agent (--device-hooks auto)"
+    )]
     NoTcx,
+    #[error("this kernel ({release}) lacks {missing}; Sallyport needs Linux 6.1 or newer")]
+    OldKernel { release: String, missing: String },
 }
 
 /// What a user can do about an error number.

@@ -274,7 +274,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<(u32, [u8; 8])> {
     Ok((info.id, info.tag))
 }
 
-/// What the kernel tells of a link.
+/// What the kernel tells of a link, or of a program that is pinned in its stead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     pub id: u32,
@@ -291,12 +291,31 @@ pub enum Target {
     Tcx(u32, u32),
     /// Cgroup id (0 once the cgroup is gone) and attach type.
     Cgroup(u64, u32),
+    /// It is a program, which is attached without a link; then there is no link's id either.
+    Program,
     /// A link of no kind that we make.
     Other(u32),
 }
 
-/// Asks the kernel about a link.
+/// Whether what is open is a program. The kernel tells of either in the form of its kind, and not
+/// which that is; procfs does.
+pub fn is_program(object: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(describe(object)?
+        .lines()
+        .any(|line| line.starts_with("prog_type:")))
+}
+
+/// Asks the kernel about a link, or a program that is pinned in its stead.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    if is_program(link)? {
+        let (program, tag) = program_info(link)?;
+        return Ok(LinkInfo {
+            id: 0,
+            program,
+            tag,
+            target: Target::Program,
+        });
+    }
     // SAFETY: the right type for a link, all integers.
     let info = unsafe { info::<bpf_link_info>(link) }?;
     let target = if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
@@ -320,14 +339,18 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// Tag of a link's program, from procfs: to open a program by its id takes `CAP_SYS_ADMIN`.
 fn link_tag(link: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
-    let path = format!("/proc/self/fdinfo/{}", link.as_raw_fd());
-    let text = std::fs::read_to_string(&path)?;
+    let text = describe(link)?;
     let tag = text
         .lines()
         .find_map(|line| line.strip_prefix("prog_tag:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other(format!("no prog_tag in {path}")))?;
+        .ok_or_else(|| io::Error::other(format!("no prog_tag in {text}")))?;
     Ok(tag.to_be_bytes())
+}
+
+/// What procfs says of a descriptor.
+fn describe(object: BorrowedFd<'_>) -> io::Result<String> {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))
 }
 
 #[repr(C)]

@@ -13,7 +13,7 @@ use egress_common::maps::FlowKey;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::devices::ip_of;
-use super::netlink::{Channel, NetlinkError, attribute, attributes};
+use crate::netlink::{Channel, NetlinkError, attribute, attributes};
 
 /// `linux/netfilter/nfnetlink.h`, `nfnetlink_conntrack.h`: subsystem and "get".
 const CT_GET: u16 = (1 << 8) | 1;

@@ -1,5 +1,5 @@
-use super::super::netlink::push_attribute;
 use super::*;
+use crate::netlink::push_attribute;
 
 const UDP: u8 = 17;
 const ESTABLISHED: u8 = 3;

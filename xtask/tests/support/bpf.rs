@@ -11,6 +11,7 @@ const MAP_UPDATE_ELEM: i64 = 2;
 const MAP_DELETE_ELEM: i64 = 3;
 const MAP_GET_NEXT_KEY: i64 = 4;
 const PROG_LOAD: i64 = 5;
+const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const LINK_CREATE: i64 = 28;
 const LINK_DETACH: i64 = 34;
@@ -85,9 +86,8 @@ pub fn detach(pin: &Path) {
     unsafe { Attr::new().fd(0, &link).call(LINK_DETACH) }.expect("detach");
 }
 
-/// Puts a program first on a device of the calling thread's network namespace that leaves all to
-/// those after it.
-pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
+/// A program for devices that leaves all packets to those after it.
+fn harmless() -> io::Result<OwnedFd> {
     // r0 = TCX_NEXT; exit
     let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
     let program = Attr::new()
@@ -96,7 +96,21 @@ pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
         .pointer(8, instructions.as_ptr())
         .pointer(16, c"GPL".as_ptr());
     // SAFETY: two instructions and a C string, both alive.
-    let program = unsafe { program.open(PROG_LOAD) }?;
+    unsafe { program.open(PROG_LOAD) }
+}
+
+/// Pins one.
+pub fn pin_harmless(pin: &Path) -> io::Result<()> {
+    let program = harmless()?;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attr = Attr::new().pointer(0, path.as_ptr()).fd(8, &program);
+    // SAFETY: a live C string.
+    unsafe { attr.call(OBJ_PIN) }.map(drop)
+}
+
+/// Puts one first on a device of the calling thread's network namespace.
+pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
+    let program = harmless()?;
     let link = Attr::new().fd(0, &program).word(4, ifindex);
     // SAFETY: no pointers.
     unsafe { link.word(8, TCX_INGRESS).word(12, BEFORE).open(LINK_CREATE) }
