@@ -1,8 +1,9 @@
-//! Hands the kernel object to the agent, which embeds `$OUT_DIR/egress-ebpf.o`.
+//! Hands the kernel objects to the agent, which embeds `$OUT_DIR/egress-ebpf.o` and
+//! `$OUT_DIR/egress-ebpf-in-parts.o`.
 //!
-//! The object is `$SALLYPORT_EBPF_OBJECT`, else what `cargo xtask build` left in the target
-//! directory. Without one the embedded file is empty and the agent refuses to start, so that
-//! checking and editing need no BPF tools.
+//! The first is `$SALLYPORT_EBPF_OBJECT`, else what `cargo xtask build` left in the target
+//! directory; the second is beside it. Without them the embedded files are empty and the agent
+//! refuses to start, so that checking and editing need no BPF tools.
 
 use std::{
     env,
@@ -12,14 +13,13 @@ use std::{
 };
 
 const VARIABLE: &str = "SALLYPORT_EBPF_OBJECT";
+const IN_PARTS: &str = "egress-ebpf-in-parts.o";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed={VARIABLE}");
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
-    let embedded = out_dir.join("egress-ebpf.o");
-
     let object = if let Some(given) = env::var_os(VARIABLE) {
         PathBuf::from(given)
     } else {
@@ -30,13 +30,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", dir.display());
         dir.join("egress-ebpf.o")
     };
+    let in_parts = object.with_file_name(IN_PARTS);
+    embed(&object, &out_dir.join("egress-ebpf.o"))?;
+    embed(&in_parts, &out_dir.join(IN_PARTS))
+}
+
+fn embed(object: &Path, embedded: &Path) -> Result<(), Box<dyn Error>> {
     if object.is_file() {
         println!("cargo::rerun-if-changed={}", object.display());
-        fs::copy(&object, &embedded)
+        fs::copy(object, embedded)
             .map_err(|error| format!("copying {}: {error}", object.display()))?;
         return Ok(());
     }
-    fs::write(&embedded, [])?;
+    fs::write(embedded, [])?;
     println!(
         "cargo::warning=no kernel object at {}: this agent will refuse to start. Run `cargo xtask build`.",
         object.display()

@@ -215,7 +215,7 @@ fn main() {
     kernel.configure(0, 0);
     let key = flow::key(
         WITH_CLIENTS,
-        TCP,
+        (false, TCP),
         mapped(u32::from_ne_bytes(OUTSIDE4)),
         80_u16.to_be(),
         40_000_u16.to_be(),

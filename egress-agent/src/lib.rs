@@ -17,6 +17,7 @@ pub mod explain;
 pub mod fuzz;
 pub mod gateway;
 pub mod index;
+pub mod netlink;
 pub mod node;
 pub mod nri;
 pub mod policy_server;

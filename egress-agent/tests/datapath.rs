@@ -1,11 +1,10 @@
 //! Loading, pinning, attaching and reconciling on this machine's kernel, in namespaces of its
 //! own. Needs root; `SALLYPORT_SKIP_ROOT_TESTS=1` leaves it out by name.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::Command;
 
 use aya::programs::tc::{SchedClassifier, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, TcAttachType, links::FdLink, links::PinnedLink};
@@ -13,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use egress_agent::api::lockdown::OnDeny;
 use egress_agent::compile::{DesiredPod, DesiredState, Hold, Policy};
 use egress_agent::datapath::{
-    Adopt, CgroupHook, Datapath, DatapathError, Direction, Kernel, LinkState, Observed, object,
+    Adopt, CgroupHook, Datapath, DatapathError, DeviceHooks, Direction, Kernel, LinkState, object,
 };
 use egress_agent::node::{Device, Sighting, Sightings};
 use egress_agent::reconcile::{Coverage, Reconciler, Report, status};
@@ -21,69 +20,11 @@ use egress_common::maps::{
     Config, ExactRule, FLAG_COVERED, FlowKey, MODE_ENFORCE, NO_RULE, PortRange, PrefixRule,
 };
 use egress_common::reason::Reason;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use support::place::{Place, ip, isolated, isolated_by, states, veth};
 
-/// Runs a test with mounts and a network of its own, which end with it.
-fn isolated(name: &'static str, test: impl FnOnce(&Place) + Send + 'static) {
-    if std::env::var_os("SALLYPORT_SKIP_ROOT_TESTS").is_some_and(|value| value == "1") {
-        println!("skipped: datapath {name}: needs root");
-        return;
-    }
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
-            .expect("needs root; SALLYPORT_SKIP_ROOT_TESTS=1 leaves this test out");
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let bpffs = tempfile::tempdir().unwrap();
-        let (none, kind) = (MsFlags::empty(), Some("bpf"));
-        mount(kind, bpffs.path(), kind, none, None::<&str>).unwrap();
-        let cgroup = cgroup_root().join(format!("sallyport-{}-{name}", std::process::id()));
-        std::fs::create_dir(&cgroup).unwrap();
-        let place = Place {
-            bpffs: bpffs.path().to_owned(),
-            cgroup: cgroup.clone(),
-        };
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&place)));
-        umount2(bpffs.path(), MntFlags::MNT_DETACH).unwrap();
-        std::fs::remove_dir(&cgroup).unwrap();
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
-        }
-    };
-    if let Err(panic) = std::thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn cgroup_root() -> PathBuf {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .expect("a cgroup2 mount");
-    PathBuf::from(line.split(' ').nth(4).unwrap())
-}
-
-struct Place {
-    bpffs: PathBuf,
-    cgroup: PathBuf,
-}
-
-impl Place {
-    fn load(&self) -> Datapath {
-        self.try_load().unwrap()
-    }
-
-    fn try_load(&self) -> Result<Datapath, DatapathError> {
-        let id = std::fs::metadata(&self.cgroup).unwrap().ino();
-        Datapath::load(&self.bpffs, object()?, (&self.cgroup, id))
-    }
-
-    fn reconciler(&self) -> Reconciler<Kernel> {
-        let flows = Box::new(Flows { refreshed: false });
-        Reconciler::new(Kernel::new(self.load(), flows))
-    }
+fn start(place: &Place) -> Reconciler<Kernel> {
+    let flows = Box::new(Flows { refreshed: false });
+    Reconciler::new(Kernel::new(place.load(), flows))
 }
 
 /// Gives one flow each way to every pod.
@@ -112,39 +53,18 @@ impl Adopt for Flows {
             peer_port_be: port.to_be_bytes(),
             pod_port_be: [0, 80],
             proto: 6,
-            pad: [0; 3],
+            version: 4,
+            pad: [0; 2],
         };
         (vec![key(1)], vec![key(2)])
     }
 }
 
-fn ip(arguments: &str) {
-    let mut command = Command::new("ip");
-    let status = command.args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// A veth pair; the index of the end that is the node's.
-fn veth(name: &str) -> u32 {
-    ip(&format!("link add {name} type veth peer name {name}p"));
-    ip(&format!("link set {name} up"));
-    nix::net::if_::if_nametoindex(name).unwrap()
-}
-
-fn states(observed: &Observed, ifindex: u32) -> [Option<LinkState>; 2] {
-    Direction::BOTH.map(|direction| observed.link(ifindex, direction))
-}
-
 /// Another program, attached before ours, in maps of its own.
 fn stranger(place: &Place, device: &str) -> (Ebpf, SchedClassifierLink) {
-    // Bpffs takes no dots in names.
-    let maps = tempfile::Builder::new()
-        .prefix("other")
-        .tempdir_in(&place.bpffs);
-    let maps = maps.unwrap().keep();
     let mut other = EbpfLoader::new()
-        .default_map_pin_directory(maps)
-        .load(object().unwrap())
+        .default_map_pin_directory(place.other_maps())
+        .load(object(DeviceHooks::Tcx).unwrap())
         .unwrap();
     let program: &mut SchedClassifier = other.program_mut("sp_empty").unwrap().try_into().unwrap();
     program.load().unwrap();
@@ -237,7 +157,7 @@ fn needs_root_a_pinned_map_of_another_layout_is_refused_by_name() {
         std::fs::remove_file(&path).unwrap();
         // The same type in another size: a hash whose keys are 8 bytes.
         other.pin(&path).unwrap();
-        let error = place.try_load().unwrap_err();
+        let error = place.load_by(place.hooks).unwrap_err();
         assert!(matches!(error, DatapathError::MapLayout { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains("sp_devices"), "{text}");
@@ -252,7 +172,7 @@ fn needs_root_a_pinned_map_of_another_layout_is_refused_by_name() {
 fn needs_root_a_directory_that_is_no_bpffs_is_refused() {
     isolated("bpffs", |place| {
         let plain = tempfile::tempdir().unwrap();
-        let result = Datapath::load(plain.path(), object().unwrap(), (&place.cgroup, 1));
+        let result = Datapath::load(plain.path(), place.hooks, (&place.cgroup, 1));
         let error = result.unwrap_err();
         assert!(matches!(error, DatapathError::NotBpffs { .. }), "{error}");
     });
@@ -348,9 +268,18 @@ fn reconcile(
 
 #[test]
 fn needs_root_the_kernel_follows_the_desired_state_and_rests() {
-    isolated("reconcile", |place| {
+    follows(DeviceHooks::best());
+}
+
+#[test]
+fn needs_root_the_kernel_follows_by_clsact_too() {
+    follows(DeviceHooks::Clsact);
+}
+
+fn follows(hooks: DeviceHooks) {
+    isolated_by(hooks, "reconcile", |place| {
         let ifindex = veth("pod0");
-        let mut reconciler = place.reconciler();
+        let mut reconciler = start(place);
         let (one, two) = ([1; 32], [2; 32]);
         let held = desired(
             &[pod("a", Some(one)), pod("b", None)],
@@ -377,7 +306,7 @@ fn needs_root_the_kernel_follows_the_desired_state_and_rests() {
         // Nothing changes: nothing is written, by this agent or the one after it.
         assert_eq!(reconcile(&mut reconciler, &held, &sightings).writes, 0);
         drop(reconciler);
-        let mut reconciler = place.reconciler();
+        let mut reconciler = start(place);
         let again = reconcile(&mut reconciler, &held, &sightings);
         assert_eq!(again.writes, 0);
         assert_eq!(again.observed, report.observed);
@@ -411,8 +340,17 @@ fn needs_root_the_kernel_follows_the_desired_state_and_rests() {
 
 #[test]
 fn needs_root_a_device_that_can_not_be_hooked_leaves_its_pod_to_the_cgroup_hook() {
-    isolated("uncovered", |place| {
-        let mut reconciler = place.reconciler();
+    leaves_to_the_cgroup_hook(DeviceHooks::best());
+}
+
+#[test]
+fn needs_root_one_that_clsact_can_not_hook_is_left_to_it_too() {
+    leaves_to_the_cgroup_hook(DeviceHooks::Clsact);
+}
+
+fn leaves_to_the_cgroup_hook(hooks: DeviceHooks) {
+    isolated_by(hooks, "uncovered", |place| {
+        let mut reconciler = start(place);
         let held = desired(&[pod("a", Some([1; 32]))], &[([1; 32], policy(1))]);
         let sightings = Sightings::from_iter([("a".to_owned(), sighting(1001, Some(4_000_000)))]);
         let report = reconciler.reconcile(&held, &sightings, CONFIG, 1).unwrap();

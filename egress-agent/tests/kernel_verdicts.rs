@@ -46,15 +46,24 @@ fn counted(before: &[PodCounters], after: &[PodCounters]) -> Vec<(Reason, u64)> 
 
 #[test]
 fn needs_root_kernel_and_native_decide_alike() {
-    if skipped("needs_root_kernel_and_native_decide_alike") {
-        return;
+    if !skipped("needs_root_kernel_and_native_decide_alike") {
+        decide_alike(&mut Kernel::load());
     }
+}
+
+#[test]
+fn needs_root_kernel_in_parts_and_native_decide_alike() {
+    if !skipped("needs_root_kernel_in_parts_and_native_decide_alike") {
+        decide_alike(&mut Kernel::load_in_parts());
+    }
+}
+
+fn decide_alike(kernel: &mut Kernel) {
     let seed = setting("SALLYPORT_SEED", 20_261_123);
     let frames = setting("SALLYPORT_FRAMES", 100_000);
     println!("seed {seed}, {frames} frames");
 
     let mut random = Random::new(seed);
-    let mut kernel = Kernel::load();
     let tables = policy::tables();
     kernel.fill(&tables);
     let pools = policy::pools();
@@ -216,10 +225,19 @@ fn check_answer(endpoint: &Endpoint, frame: &[u8], out: &[u8], what: &dyn Fn() -
 
 #[test]
 fn needs_root_the_kernel_accepts_every_program() {
-    if skipped("needs_root_the_kernel_accepts_every_program") {
-        return;
+    if !skipped("needs_root_the_kernel_accepts_every_program") {
+        all_accepted(&Kernel::load());
     }
-    let kernel = Kernel::load();
+}
+
+#[test]
+fn needs_root_the_kernel_accepts_all_in_parts() {
+    if !skipped("needs_root_the_kernel_accepts_all_in_parts") {
+        all_accepted(&Kernel::load_in_parts());
+    }
+}
+
+fn all_accepted(kernel: &Kernel) {
     for (name, program) in kernel.programs() {
         let info = program.info().expect("information about a loaded program");
         let instructions = info.verified_instruction_count().expect("since Linux 5.16");

@@ -4,7 +4,7 @@
 use crate::limits::{
     ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
 };
-use crate::maps::{Endpoint, FLOW_PAD, Flow, FlowKey, network4, network6, pair, word};
+use crate::maps::{Endpoint, FLOW_PAD, Flow, FlowKey, network4, network6, pair, short_pair};
 use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, bytes, icmp};
 use crate::tables::{Full, Tables};
 
@@ -15,9 +15,21 @@ pub const CLOSED_BY_PEER: u32 = 2;
 /// Either end has sent a RST.
 pub const RESET: u32 = 4;
 
+/// Version of IP, as keys have it.
+#[inline(always)]
+pub const fn version(v6: bool) -> u8 {
+    4 | (v6 as u8) << 1
+}
+
 /// Key of the flow between the pod and a peer; ports in network byte order.
 #[inline(always)]
-pub fn key(slot: u32, proto: u8, peer: Address, peer_port_be: u16, pod_port_be: u16) -> FlowKey {
+pub fn key(
+    slot: u32,
+    (v6, proto): (bool, u8),
+    peer: Address,
+    peer_port_be: u16,
+    pod_port_be: u16,
+) -> FlowKey {
     let [a, b, c, d] = peer;
     FlowKey::from_words([
         slot,
@@ -26,7 +38,7 @@ pub fn key(slot: u32, proto: u8, peer: Address, peer_port_be: u16, pod_port_be: 
         c,
         d,
         pair(peer_port_be, pod_port_be),
-        word(proto),
+        short_pair(proto, version(v6)),
     ])
 }
 
@@ -70,7 +82,7 @@ const fn closing(headers: &Headers, fin: u32) -> u32 {
 pub fn opened_from_outside<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
     let key = key(
         endpoint.slot,
-        headers.proto,
+        (headers.v6, headers.proto),
         headers.dst,
         headers.dst_port_be,
         headers.src_port_be,
@@ -114,7 +126,7 @@ pub fn may_be_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Header
 pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -> bool {
     let key = key(
         endpoint.slot,
-        headers.proto,
+        (headers.v6, headers.proto),
         headers.dst,
         headers.dst_port_be,
         headers.src_port_be,
@@ -149,7 +161,7 @@ pub fn remember_opened_by_pod<T: Tables>(
 ) -> Result<(), Full> {
     let key = key(
         endpoint.slot,
-        headers.proto,
+        (headers.v6, headers.proto),
         headers.dst,
         headers.dst_port_be,
         headers.src_port_be,
@@ -168,7 +180,7 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
     }
     let key = key(
         endpoint.slot,
-        headers.proto,
+        (headers.v6, headers.proto),
         headers.src,
         headers.src_port_be,
         headers.dst_port_be,
@@ -257,4 +269,53 @@ fn touch_out<T: Tables>(
             pad: [0; FLOW_PAD],
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maps::{MODE_ENFORCE, NEAR4, NEAR6, Near4, Near6};
+    use crate::memory::MemoryTables;
+    use crate::packet::mapped;
+
+    #[test]
+    fn an_ipv6_packet_to_a_mapped_address_is_no_reply_in_the_ipv4_flow() {
+        let tables = MemoryTables::default();
+        let endpoint = Endpoint {
+            slot: 1,
+            policy: 1,
+            v4_be: [10, 244, 1, 2],
+            mode: MODE_ENFORCE,
+            on_deny: 0,
+            flags: 0,
+            zero: 0,
+            v6_be: [0xfd; 16],
+            since_ns: 0,
+            exact_networks: 0,
+            near4: [Near4::default(); NEAR4],
+            near6: [Near6::default(); NEAR6],
+            ways: 0,
+        };
+        let client = mapped(u32::from_ne_bytes([192, 0, 2, 7]));
+        let request = Headers {
+            src: client,
+            proto: UDP,
+            src_port_be: 5000,
+            dst_port_be: 53,
+            ..Headers::default()
+        };
+        to_pod(&tables, &endpoint, &request);
+        let reply = |v6| Headers {
+            dst: client,
+            proto: UDP,
+            src_port_be: 53,
+            dst_port_be: 5000,
+            v6,
+            ..Headers::default()
+        };
+        assert!(is_reply(&tables, &endpoint, &reply(false)));
+        assert!(!is_reply(&tables, &endpoint, &reply(true)));
+        assert!(opened_from_outside(&tables, &endpoint, &reply(false)));
+        assert!(!opened_from_outside(&tables, &endpoint, &reply(true)));
+    }
 }

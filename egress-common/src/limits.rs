@@ -10,11 +10,13 @@ const fn small(tests: u32, size: u32) -> u32 {
 }
 
 /// Pods with state of their own on one node. Slot 0 stands for pods that are not known (yet).
-pub const MAX_SLOTS: u32 = 1024;
+pub const MAX_SLOTS: u32 = small(16, 1024);
 /// Devices of held pods on one node.
-pub const MAX_DEVICES: u32 = small(8, 2 * MAX_SLOTS);
+pub const MAX_DEVICES: u32 = small(8, 2048);
 /// Cgroups of pods on one node, held or not.
-pub const MAX_CGROUPS: u32 = small(12, 4 * MAX_SLOTS);
+pub const MAX_CGROUPS: u32 = small(12, 4096);
+/// Policies of a node, those that come and go with a change included.
+pub const MAX_POLICIES: u32 = small(8, 1024);
 /// Devices of one pod; with more than these its packets are judged at the cgroup hook, too.
 pub const MAX_WAYS: u32 = 8;
 /// Places in `sp_covered`; a power of two.
@@ -26,9 +28,9 @@ pub const MAX_PREFIXES: u32 = small(512, 131_072);
 /// Flows opened from outside, and flows opened by pods, that a node remembers; each.
 pub const MAX_FLOWS: u32 = 131_072;
 /// Fragmented packets in flight on a node.
-pub const MAX_FRAGMENTS: u32 = 8_192;
+pub const MAX_FRAGMENTS: u32 = small(1024, 8_192);
 /// Remembered (pod, destination) pairs with the process that asked for them.
-pub const MAX_ORIGINS: u32 = 32_768;
+pub const MAX_ORIGINS: u32 = small(1024, 32_768);
 /// Bytes of the event ring buffer.
 pub const EVENT_RING_BYTES: u32 = small(1 << 12, 1 << 20);
 /// Port ranges of one prefix.

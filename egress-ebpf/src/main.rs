@@ -31,6 +31,8 @@ mod device;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod origin;
+#[cfg(all(target_arch = "bpf", feature = "in-parts"))]
+mod parts;
 #[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]

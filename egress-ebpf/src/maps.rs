@@ -7,7 +7,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use egress_common::limits::{
     COVERED_PLACES, EVENT_RING_BYTES, MAX_CGROUPS, MAX_DEVICES, MAX_EXACT, MAX_FLOWS,
-    MAX_FRAGMENTS, MAX_ORIGINS, MAX_PREFIXES, MAX_SLOTS, MAX_WAYS,
+    MAX_FRAGMENTS, MAX_ORIGINS, MAX_POLICIES, MAX_PREFIXES, MAX_SLOTS, MAX_WAYS,
 };
 use egress_common::maps::{
     Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment,
@@ -60,7 +60,7 @@ pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 #[map(name = "sp_pod_info")]
 static POD_INFO: HashMap<u32, PodInfo> = HashMap::pinned(MAX_SLOTS, 0);
 #[map(name = "sp_policy_info")]
-static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::pinned(MAX_SLOTS, 0);
+static POLICY_INFO: HashMap<u32, PolicyInfo> = HashMap::pinned(MAX_POLICIES, 0);
 #[map(name = "sp_rule_info")]
 static RULE_INFO: HashMap<RuleKey, RuleInfo> = HashMap::pinned(MAX_EXACT, BPF_F_NO_PREALLOC);
 

@@ -4,14 +4,15 @@ use aya_ebpf::programs::sk_buff::SkBuff;
 use egress_common::packet::{Packet, Wire};
 
 pub struct Skb<'a> {
-    buffer: &'a SkBuff,
+    pub buffer: &'a SkBuff,
     /// Begin and end of the bytes that can be read directly.
     data: usize,
     end: usize,
 }
 
-/// Beyond this many bytes headers are read by helper.
-const DIRECT: usize = 2048;
+/// Beyond this many bytes headers are read by helper. Linux 6.1's verifier admits no direct access at
+/// offsets that vary as these do.
+const DIRECT: usize = if cfg!(feature = "in-parts") { 0 } else { 2048 };
 
 impl<'a> Skb<'a> {
     #[inline(always)]
@@ -26,6 +27,13 @@ impl<'a> Skb<'a> {
     }
 }
 
+#[cfg_attr(
+    feature = "in-parts",
+    allow(
+        clippy::absurd_extreme_comparisons,
+        reason = "nothing is read directly there"
+    )
+)]
 impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<T: Wire>(&self, offset: usize) -> Option<T> {

@@ -22,25 +22,44 @@ const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "egress-ebpf";
 /// The feature of all three crates.
 pub const OTHER_LAYOUT: &str = "other-layout";
+/// The feature of the object for kernels below 6.6.
+const IN_PARTS: &str = "in-parts";
 
-/// Gets what is missing, compiles, and leaves the object at [`Workspace::ebpf_object`].
+/// Gets what is missing, compiles, and leaves the object at [`Workspace::ebpf_object`]; beside it the
+/// same in parts.
 pub fn build(workspace: &Workspace) -> Result<PathBuf> {
-    build_with(workspace, None, workspace.ebpf_object())
+    build_both(workspace, &[], workspace.ebpf_object())
 }
 
 /// The same with maps of another layout, for the tests of upgrades.
 pub fn build_other_layout(workspace: &Workspace) -> Result<PathBuf> {
     let object = workspace.other_layout().join("egress-ebpf.o");
     fs::create_dir_all(workspace.other_layout())?;
-    build_with(workspace, Some(OTHER_LAYOUT), object)
+    build_both(workspace, &[OTHER_LAYOUT], object)
 }
 
-fn build_with(workspace: &Workspace, feature: Option<&str>, object: PathBuf) -> Result<PathBuf> {
+/// The object in parts that belongs to one.
+pub fn in_parts(object: &Path) -> PathBuf {
+    object.with_file_name("egress-ebpf-in-parts.o")
+}
+
+fn build_both(workspace: &Workspace, features: &[&str], object: PathBuf) -> Result<PathBuf> {
     let toolchain = tools::bpf_toolchain(workspace)?;
     say("kernel", format_args!("compiling {PACKAGE} for {TARGET}"));
-    let features = feature.map(|feature| ["--features", feature]);
-    cargo(workspace, &toolchain, "build")
-        .args(features.into_iter().flatten())
+    build_with(workspace, &toolchain, features, &object)?;
+    let features = [features, &[IN_PARTS]].concat();
+    build_with(workspace, &toolchain, &features, &in_parts(&object))?;
+    Ok(object)
+}
+
+fn build_with(
+    workspace: &Workspace,
+    toolchain: &BpfToolchain,
+    features: &[&str],
+    object: &Path,
+) -> Result<()> {
+    cargo(workspace, toolchain, "build")
+        .args(["--features", &features.join(",")])
         .run()?;
     let linked = target_dir(workspace)
         .join(TARGET)
@@ -48,26 +67,29 @@ fn build_with(workspace: &Workspace, feature: Option<&str>, object: PathBuf) -> 
         .join(PACKAGE);
     let stripped = linked.with_extension("o");
     fs::copy(&linked, &stripped).with_context(|| format!("copying {}", linked.display()))?;
-    strip(&toolchain, &stripped)?;
+    strip(toolchain, &stripped)?;
     let size = fs::metadata(&stripped)?.len();
-    let text = if replace_if_changed(&stripped, &object)? {
+    let text = if replace_if_changed(&stripped, object)? {
         "new"
     } else {
         "unchanged"
     };
     say(
         "kernel",
-        format_args!("{} ({size} bytes, {text})", workspace.display(&object)),
+        format_args!("{} ({size} bytes, {text})", workspace.display(object)),
     );
-    Ok(object)
+    Ok(())
 }
 
 /// Clippy over the kernel programs, as they are compiled for the kernel.
 pub fn clippy(workspace: &Workspace) -> Result<()> {
     let toolchain = tools::bpf_toolchain(workspace)?;
-    cargo(workspace, &toolchain, "clippy")
-        .args(["--", "-D", "warnings"])
-        .run()
+    for features in ["", IN_PARTS] {
+        cargo(workspace, &toolchain, "clippy")
+            .args(["--features", features, "--", "-D", "warnings"])
+            .run()?;
+    }
+    Ok(())
 }
 
 fn target_dir(workspace: &Workspace) -> PathBuf {

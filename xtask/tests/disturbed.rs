@@ -4,67 +4,15 @@ mod support;
 
 mod needs_root {
     use std::fs;
-    use std::path::PathBuf;
     use std::thread::sleep;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use serde_json::json;
 
     use super::support::held::nothing_got_out;
+    use super::support::stranger::{Metrics, Pins, undone};
     use super::support::traffic::Traffic;
     use super::support::{Agent, Cluster, bpf, skipped};
-
-    /// It is noticed, and put back, within this time.
-    const NOTICED: Duration = Duration::from_secs(1);
-    /// The best of so many: a busy machine is no fault of the agent's.
-    const TRIES: usize = 3;
-
-    struct Pins(PathBuf);
-
-    impl Pins {
-        fn of(cluster: &Cluster) -> Self {
-            let layouts = fs::read_dir(cluster.node.bpffs().join("sallyport")).expect("pins");
-            let paths = layouts.map(|entry| entry.expect("a layout").path());
-            let mut layouts = paths.filter(|path| !path.is_symlink());
-            Self(layouts.next().expect("a layout"))
-        }
-
-        fn link(&self, name: &str) -> PathBuf {
-            self.0.join("links").join(name)
-        }
-
-        fn map(&self, name: &str) -> PathBuf {
-            self.0.join("maps").join(name)
-        }
-    }
-
-    /// Does it, and waits until it is undone; three times.
-    fn undone(
-        cluster: &Cluster,
-        agent: &mut Agent,
-        event: &str,
-        what: &str,
-        deed: impl Fn(),
-        is_back: impl Fn() -> bool,
-    ) {
-        let mut best = Duration::MAX;
-        for _ in 0..TRIES {
-            let told = cluster.log().matches(event).count();
-            let begun = Instant::now();
-            deed();
-            agent.wait(cluster, what, |_| is_back().then_some(()));
-            best = best.min(begun.elapsed());
-            assert!(
-                cluster.log().matches(event).count() > told,
-                "{what}: not told: {}",
-                cluster.log()
-            );
-            // The pass that did it ends.
-            sleep(Duration::from_millis(300));
-        }
-        println!("{what}: undone after {best:?} at best");
-        assert!(best < NOTICED, "{what}: {best:?}");
-    }
 
     fn hooks_and_entries(cluster: &Cluster, agent: &mut Agent, pins: &Pins, ifindex: u32) {
         for hook in ["ingress", "egress"] {
@@ -158,17 +106,7 @@ mod needs_root {
         }
         let mut cluster = Cluster::new();
         cluster.lockdown("Enforce", &json!({}));
-        let port = {
-            let bind = || {
-                Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
-                    .local_addr()?
-                    .port())
-            };
-            cluster.node.host().within(bind).expect("a port")
-        };
-        let metrics = format!("127.0.0.1:{port}");
-        let flags = ["--metrics-address".to_owned(), metrics.clone()];
-        cluster.flags.extend(flags);
+        let metrics = Metrics::asked_for(&mut cluster);
         let mut agent = cluster.agent(true);
         let traffic = Traffic::start(&cluster);
         let pins = Pins::of(&cluster);
@@ -179,16 +117,8 @@ mod needs_root {
         hooks_and_entries(&cluster, &mut agent, &pins, ifindex);
         place(&cluster, &mut agent, &pins, ifindex);
 
-        let text = cluster
-            .node
-            .host()
-            .within(move || get(&metrics))
-            .expect("metrics");
         for kind in ["displaced", "device-hook", "cgroup-hook", "entries"] {
-            let counted = format!("sallyport_disturbances_total{{kind=\"{kind}\"}} ");
-            let line = text.lines().find(|line| line.starts_with(&counted));
-            let line = line.unwrap_or_else(|| panic!("no {counted} in {text}"));
-            assert!(!line.ends_with(" 0"), "{line}");
+            assert!(metrics.disturbances(&cluster, kind) > 0, "{kind}");
         }
         // It is as before, and the strangers' programs still run.
         let wire = cluster.node.wire().expect("a recorder");
@@ -200,14 +130,5 @@ mod needs_root {
         let (code, status) = cluster.egressctl(&["status"]);
         assert_eq!(code, Some(0), "{status}");
         agent.stop();
-    }
-
-    fn get(address: &str) -> anyhow::Result<String> {
-        use std::io::{Read as _, Write as _};
-        let mut stream = std::net::TcpStream::connect(address)?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
     }
 }

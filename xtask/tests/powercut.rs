@@ -9,8 +9,9 @@ mod needs_root {
     use serde_json::json;
     use xtask::node::{PodSpec, objects};
 
-    use super::support::Cluster;
-    use super::support::held::{number, other_layout, under_traffic};
+    use super::support::held::{nothing_got_out, number, other_layout, under_traffic};
+    use super::support::traffic::{SECRET, Traffic};
+    use super::support::{Cluster, skipped};
 
     /// More would mean that it gets nowhere.
     const STARTS: u32 = 400;
@@ -18,6 +19,11 @@ mod needs_root {
     /// Starts agents that are cut off after one step, or after more where the next one begins anew
     /// what was not finished, until one has nothing left to do. Tells the steps.
     fn step_by_step(cluster: &mut Cluster) -> Vec<String> {
+        cut_after_each(cluster, |_| {})
+    }
+
+    /// As `step_by_step`; `look` is called after each cut.
+    fn cut_after_each(cluster: &mut Cluster, mut look: impl FnMut(&str)) -> Vec<String> {
         let mut steps: Vec<String> = Vec::new();
         let mut after = 1;
         for _ in 0..STARTS {
@@ -41,6 +47,7 @@ mod needs_root {
             // What was not finished is begun anew: further, until there is something new.
             let again = steps.contains(&step);
             after = if again { after + 1 } else { 1 };
+            look(&step);
             steps.push(step);
         }
         panic!("it gets nowhere: {steps:#?}");
@@ -115,11 +122,83 @@ mod needs_root {
         );
     }
 
+    /// Nothing of Sallyport was ever on the node, and its pods have connections. Until a pod's hook
+    /// stands, what it sends goes out; from then on nothing does.
+    #[test]
+    fn cut_off_after_each_step_of_the_first_attach_it_breaks_nothing_and_holds_from_the_hook_on() {
+        let name = "cut_off_after_each_step_of_the_first_attach_it_breaks_nothing_and_holds_from_the_hook_on";
+        if skipped(name) {
+            return;
+        }
+        let mut cluster = Cluster::new();
+        cluster.version = Some(other_layout());
+        cluster.lockdown("Enforce", &json!({}));
+        let spec = PodSpec::new("bookinfo", "other", 30);
+        cluster
+            .state
+            .apply(&objects::pod(&spec))
+            .expect("an object");
+        let _other = cluster.node.pod(&spec).expect("a pod");
+        let device = cluster.web.device().to_owned();
+        let index = move || Ok(nix::net::if_::if_nametoindex(device.as_str())?);
+        let ifindex = cluster.node.host().within(index).expect("an index");
+        let wire = cluster.node.wire().expect("a recorder");
+        let begin = wire.mark();
+        let traffic = Traffic::start(&cluster);
+        std::thread::sleep(Duration::from_millis(300));
+        let out = wire.since(begin);
+        assert!(
+            out.iter().any(|packet| packet.contains(SECRET)),
+            "nobody holds it yet"
+        );
+        let mut held = None;
+        let mut begun = 0;
+        let closes = format!("attach ingress of device {ifindex}");
+        let steps = cut_after_each(&mut cluster, |step| {
+            begun += usize::from(held.is_none());
+            if step == closes {
+                held.get_or_insert_with(|| wire.mark());
+            }
+        });
+        println!("the first attach: cut {} times: {steps:?}", steps.len());
+        for what in [
+            "set config",
+            "write policy",
+            "complete",
+            "zero counters",
+            "give slot",
+            "set endpoint of device",
+            "attach egress of device",
+            "adopt flows",
+            "attach ingress of device",
+            "set endpoint of cgroup",
+            "attach connect4 of kubepods",
+            "attach egress of kubepods",
+        ] {
+            assert!(
+                steps.iter().any(|step| step.contains(what)),
+                "no step '{what}' among {steps:?}"
+            );
+        }
+        assert!(
+            0 < begun && begun < steps.len(),
+            "cut before and after the hook"
+        );
+        let (answered, sent) = traffic.stop();
+        println!("{name}: {answered:?} requests answered, {sent} forbidden packets sent");
+        assert!(answered.iter().all(|n| *n > 20) && sent > 100);
+        nothing_got_out(&wire, held.expect("the hook was attached"));
+        let mut agent = cluster.agent(true);
+        let (code, status) = cluster.egressctl(&["status"]);
+        assert_eq!(code, Some(0), "{status}");
+        assert!(agent.runs());
+        agent.stop();
+    }
+
     /// What a power cut leaves: nothing in the kernel, and files cut short or filled with anything.
     #[test]
     fn after_a_power_cut_it_begins_with_whatever_is_in_its_directory() {
-        if super::support::skipped("after_a_power_cut_it_begins_with_whatever_is_in_its_directory")
-        {
+        if skipped("after_a_power_cut_it_begins_with_whatever_is_in_its_directory") {
             return;
         }
         let cluster = Cluster::new();

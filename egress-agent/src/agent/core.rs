@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::announced;
+use super::calendar::Calendar;
 use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::own_pod;
@@ -19,7 +20,7 @@ use super::run_dir::{LAST_GOOD, Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
-use crate::datapath::{Kernel, Observed};
+use crate::datapath::{DeviceHooks, Kernel, Observed};
 use crate::index::{Effect, Heritage, Index, Key, Problem};
 use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
@@ -37,10 +38,11 @@ const EVENT_BURST: u32 = 64;
 #[derive(Debug)]
 pub struct Core {
     pub(super) settings: compile::Settings,
+    calendar: Calendar,
     unknown_mode: u8,
     kubepods_level: u32,
     index: Index,
-    compiled: Compiled,
+    pub(super) compiled: Compiled,
     scout: Scout,
     sightings: Sightings,
     pub(super) reconciler: Reconciler<Kernel>,
@@ -101,6 +103,7 @@ impl Core {
                 allow_any: options.outbound_policy == Outbound::AllowAny,
                 ..compile::Settings::default()
             },
+            calendar: Calendar::default(),
             unknown_mode: options.unknown_pods.mode(),
             kubepods_level,
             index: Index::default(),
@@ -159,6 +162,7 @@ impl Core {
         let gateways_held_back = self.serve_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
+        self.tell_disturbances(&report.found);
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
@@ -273,6 +277,13 @@ impl Core {
         true
     }
 
+    /// Whether the state has changed by itself. The clock may have been set forward, and then it is
+    /// earlier than was waited for.
+    pub fn is_due(&mut self) -> bool {
+        let now = self.calendar.now(Timestamp::now());
+        self.compiled.next_change.is_some_and(|at| at <= now)
+    }
+
     /// Where the container runtime's questions meet what passes say.
     pub fn nri(&self) -> Arc<nri::Board> {
         Arc::clone(&self.nri)
@@ -297,13 +308,13 @@ impl Core {
     }
 
     fn compile(&mut self, changed: bool) {
-        let now = Timestamp::now();
+        let now = self.calendar.now(Timestamp::now());
         let local = self.scout.local_addresses().unwrap_or_else(|error| {
             tracing::error!(event = "addresses_unreadable", %error);
             self.settings.local_addresses.clone()
         });
         let moved = local != self.settings.local_addresses;
-        let due = self.compiled.next_change.is_some_and(|at| at <= now);
+        let due = self.is_due();
         if !(changed || moved || due) {
             return;
         }
@@ -353,7 +364,13 @@ impl Core {
             .chain(known)
             .collect();
         match self.scout.sight(&pods) {
-            Ok(sightings) => self.sightings = sightings,
+            Ok(mut sightings) => {
+                if self.reconciler.executor.datapath.device_hooks() != DeviceHooks::Tcx {
+                    // There every device is a pod's or nobody's.
+                    sightings.outlying.clear();
+                }
+                self.sightings = sightings;
+            }
             Err(error) => tracing::error!(event = "node_unreadable", %error),
         }
     }
@@ -371,6 +388,7 @@ impl Core {
         self.sight();
         let mut report = self.reconcile()?;
         report.writes += first.writes;
+        report.found = first.found;
         Ok(report)
     }
 

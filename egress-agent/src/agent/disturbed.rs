@@ -1,13 +1,14 @@
 //! What somebody else does to the kernel's state: noticed, told, and put back by the next pass.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use egress_common::maps::name;
 
 use super::core::{Core, notice};
 use super::status::{Notice, Regarding};
-use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
-use crate::reconcile::PodStatus;
+use crate::datapath::{CgroupHook, Direction, Kernel, LinkState, Observed};
+use crate::reconcile::{Executor as _, PodStatus};
 
 /// Something that the last pass left otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,15 +64,30 @@ impl fmt::Display for Disturbance {
 
 impl Core {
     /// Whether somebody has changed what the last pass left.
-    pub fn is_disturbed(&self) -> bool {
-        let now = match self.reconciler.executor.datapath.observe() {
-            Ok(now) => now,
+    pub fn is_disturbed(&mut self) -> bool {
+        let desired = &self.compiled.desired;
+        let kernel = &mut self.reconciler.executor;
+        let look = |kernel: &mut Kernel| {
+            kernel.keep_undeclared(&self.observed, desired)?;
+            kernel.observe(desired)
+        };
+        match look(kernel) {
+            Ok(now) => {
+                let disturbed = self.tell_disturbances(&now);
+                // Said once, also where nothing is put back for now.
+                self.observed = now;
+                disturbed
+            }
             Err(error) => {
                 tracing::error!(event = "hooks_unreadable", %error);
-                return false;
+                false
             }
-        };
-        let disturbances = disturbances(&self.observed, &now, is_there);
+        }
+    }
+
+    /// Tells what somebody has changed of what the last pass left; whether anything.
+    pub(super) fn tell_disturbances(&self, now: &Observed) -> bool {
+        let disturbances = disturbances(&self.observed, now, is_there);
         for disturbance in &disturbances {
             self.metrics.disturbed(disturbance.kind());
             let event = match disturbance {
@@ -157,7 +173,16 @@ fn disturbances(
         (name::POLICY_INFO, before.policies == now.policies),
     ];
     let changed = entries.into_iter().filter(|(_, same)| !same);
-    found.extend(changed.map(|(map, _)| Disturbance::Entries(map)));
+    let mut changed: BTreeSet<&'static str> = changed.map(|(map, _)| map).collect();
+    if !now.mismarked.is_subset(&before.mismarked) {
+        changed.insert(name::COVERED);
+    }
+    for (number, maps) in &now.damaged {
+        let known = before.damaged.get(number);
+        let new = |map: &&&'static str| known.is_none_or(|known| !known.contains(**map));
+        changed.extend(maps.iter().filter(new));
+    }
+    found.extend(changed.into_iter().map(Disturbance::Entries));
     found
 }
 
@@ -210,5 +235,18 @@ mod tests {
             found(&before, &now),
             [Disturbance::Entries("sp_policy_info")]
         );
+        let mut now = before.clone();
+        now.damaged = [(1, ["sp_exact4"].into()), (3, ["sp_exact4"].into())].into();
+        let entries = [Disturbance::Entries("sp_exact4")];
+        assert_eq!(found(&before, &now), entries);
+        // Known, and not mended yet.
+        before.damaged.clone_from(&now.damaged);
+        assert_eq!(found(&before, &now), []);
+        before.damaged.remove(&3);
+        assert_eq!(found(&before, &now), entries);
+        let mut now = before.clone();
+        now.mismarked.insert(4711);
+        let marks = [Disturbance::Entries("sp_covered")];
+        assert_eq!(found(&before, &now), marks);
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod announced;
+mod calendar;
 mod conntrack;
 mod core;
 mod disturbed;
@@ -32,14 +33,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 pub use self::core::{Core, Outcome};
 pub use conntrack::Conntrack;
 pub use options::{
-    ClientBinding, GatewayAuthz, LogFormat, NriSocket, Options, Outbound, Source, TlsMin,
-    UnknownPods,
+    ClientBinding, GatewayAuthz, HooksChoice, LogFormat, NriSocket, Options, Outbound, Source,
+    TlsMin, UnknownPods,
 };
 pub use program::main;
 pub use run_dir::{LAST_GOOD, Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
-use crate::datapath::{Datapath, Kernel, object};
+use crate::datapath::{Datapath, Kernel};
 use crate::node::{Kubepods, Scout, Watcher};
 use crate::nri;
 use crate::policy_server::xds::XdsStatus;
@@ -68,7 +69,8 @@ const EPSILON: Duration = Duration::from_millis(10);
 pub async fn run(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let object = object()?;
+    let hooks = options.device_hooks();
+    hooks.check().map_err(privileges::explain)?;
     let run_dir = RunDir::lock(&options.run_dir)?;
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())
         .context("can't find the pods' cgroups")?;
@@ -78,11 +80,11 @@ pub async fn run(options: Options) -> Result<()> {
     // Watch first, look then: nothing is missed.
     let mut watcher = Watcher::new(kubepods.clone(), RESYNC)?;
     let scout = Scout::new(kubepods.clone())?;
-    let datapath = Datapath::load(&options.bpffs, object, (&kubepods.path, kubepods.id))
+    let datapath = Datapath::load(&options.bpffs, hooks, (&kubepods.path, kubepods.id))
         .map_err(privileges::explain)?;
     tracing::info!(
         event = "loaded", pins = %datapath.pins().root().display(),
-        kubepods = %kubepods.path.display(), instructions = ?datapath.verified_instructions()
+        kubepods = %kubepods.path.display(), device_hooks = hooks.name(), instructions = ?datapath.verified_instructions()
     );
     let mut kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
     own_pod::let_through(&mut kernel, &kubepods)?;
@@ -103,7 +105,9 @@ pub async fn run(options: Options) -> Result<()> {
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
     core.inherit(heritage);
     let mut asked = core.nri().changes();
-    newcomers::follow(core.reconciler.executor.datapath.early()?, core.armed())?;
+    if let Some(early) = core.reconciler.executor.datapath.early()? {
+        newcomers::follow(early, core.armed())?;
+    }
     begin_of_pods(&options, &core, &mut tasks).await?;
 
     let mut place_check = interval(PLACE_CHECK);
@@ -153,7 +157,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
                 () = sleep_until(again) => break false,
                 _ = place_check.tick() => {
-                    if tokio::task::block_in_place(|| core.is_disturbed()) {
+                    if core.is_due() || tokio::task::block_in_place(|| core.is_disturbed()) {
                         break false;
                     }
                 }
@@ -286,7 +290,10 @@ mod tests {
         assert!(waits(&mut retry, true, None) <= RETRY.1 + EPSILON);
         assert!(waits(&mut retry, false, None) >= RESYNC);
         assert!(waits(&mut retry, true, None) <= RETRY.0 + EPSILON);
-        let past = Some(Timestamp::UNIX_EPOCH);
-        assert!(waits(&mut retry, false, past) <= 2 * EPSILON);
+        // However far the clock was set forward or back meanwhile.
+        for past in [Timestamp::UNIX_EPOCH, Timestamp::MIN] {
+            assert!(waits(&mut retry, false, Some(past)) <= 2 * EPSILON);
+        }
+        assert!(waits(&mut retry, false, Some(Timestamp::MAX)) >= RESYNC);
     }
 }

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use egress_common::maps::{MODE_ENFORCE, MODE_OFF};
 use ipnet::IpNet;
 
+use crate::datapath::DeviceHooks;
 use crate::gateway::OutboundPolicy;
 use crate::gateway::envoy::Authorization;
 use crate::nri::{self, OnTimeout};
@@ -69,6 +70,11 @@ pub struct Options {
     /// What happens to packets of pods that no object tells of (yet).
     #[arg(long, env = "SALLYPORT_UNKNOWN_PODS", value_enum, default_value_t = UnknownPods::Deny)]
     pub unknown_pods: UnknownPods,
+
+    /// How programs are attached to devices: by tcx where the kernel has it (Linux 6.6), else by
+    /// filters of a clsact qdisc.
+    #[arg(long, env = "SALLYPORT_DEVICE_HOOKS", value_enum, default_value_t = HooksChoice::Auto)]
+    pub device_hooks: HooksChoice,
 
     /// Socket of the container runtime's NRI, by which sandboxes are held until their hooks stand:
     /// auto (used where it is there), off, or a path.
@@ -223,6 +229,13 @@ pub enum Source {
     Kubernetes,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HooksChoice {
+    Auto,
+    Tcx,
+    Clsact,
+}
+
 /// Where the runtime's NRI is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NriSocket {
@@ -259,6 +272,14 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 }
 
 impl Options {
+    pub fn device_hooks(&self) -> DeviceHooks {
+        match self.device_hooks {
+            HooksChoice::Auto => DeviceHooks::best(),
+            HooksChoice::Tcx => DeviceHooks::Tcx,
+            HooksChoice::Clsact => DeviceHooks::Clsact,
+        }
+    }
+
     /// How the agent is an NRI plugin; none if it is not to be one.
     pub fn nri(&self) -> Option<nri::Settings> {
         let (socket, expected) = match &self.nri_socket {

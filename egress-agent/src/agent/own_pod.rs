@@ -28,7 +28,8 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
         .datapath
         .let_through_others(own.id, &endpoint)
         .context("can't let the agent's own pod through the gate of another version")?;
-    let observed = kernel.observe().context("can't read the kernel's state")?;
+    let observed = kernel.datapath.observe();
+    let observed = observed.context("can't read the kernel's state")?;
     if observed.cgroups.contains_key(&own.id) {
         return Ok(());
     }

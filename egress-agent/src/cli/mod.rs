@@ -212,7 +212,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Verify(args) => return verify::run(globals, args),
         Command::VerifyInside => egress_battery::inside::serve()?,
         Command::Render(command) => return render::run(command),
-        Command::Uninstall(args) => uninstall::run(globals, *args)?,
+        Command::Uninstall(args) => uninstall::run(globals, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! Whether what should be held is held.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde::Serialize;
 use super::output::{Part, Table, View, values};
 use super::pods::{Coverage, Device, Pod, pods};
 use super::snapshot::Snapshot;
+use crate::datapath::DeviceHooks;
 use crate::datapath::pinned::HookTarget;
 use crate::policy_server::xds::NodeState;
 
@@ -28,6 +30,8 @@ pub struct Status {
     pub kernel: String,
     /// Directory of the pins.
     pub pins: String,
+    /// How hooks on devices are attached; none while there are none.
+    pub device_hooks: Vec<DeviceHooks>,
     /// Cgroup that the hooks are on; empty if it can't be found.
     pub kubepods: String,
     pub hooks: Vec<Hook>,
@@ -113,6 +117,7 @@ pub fn status(snapshot: &Snapshot) -> Status {
         },
         kernel: snapshot.kernel.clone(),
         pins: snapshot.pins.display().to_string(),
+        device_hooks: device_hooks(snapshot),
         kubepods: place
             .map(|place| place.path.display().to_string())
             .unwrap_or_default(),
@@ -135,6 +140,12 @@ impl From<Pod> for PodStatus {
             devices: pod.devices,
         }
     }
+}
+
+/// Both for a moment, while an agent goes over from one to the other.
+fn device_hooks(snapshot: &Snapshot) -> Vec<DeviceHooks> {
+    let ways: BTreeSet<DeviceHooks> = snapshot.hooks.iter().filter_map(|hook| hook.way).collect();
+    ways.into_iter().collect()
 }
 
 fn hook(snapshot: &Snapshot, pin: &str, program: &'static str) -> Hook {
@@ -197,8 +208,14 @@ impl Status {
         } else {
             &self.kubepods
         };
+        let ways: Vec<&str> = self.device_hooks.iter().map(|way| way.name()).collect();
+        let ways = if ways.is_empty() {
+            "no hooks".to_owned()
+        } else {
+            format!("hooked by {}", ways.join(" and "))
+        };
         format!(
-            "agent     {agent}\nkernel    {}\npins      {}\nkubepods  {kubepods}",
+            "agent     {agent}\nkernel    {}\npins      {}\ndevices   {ways}\nkubepods  {kubepods}",
             self.kernel, self.pins
         )
     }

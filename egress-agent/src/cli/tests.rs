@@ -249,7 +249,8 @@ fn flows_and_origins_dumped() {
         peer_port_be: 55_000_u16.to_be_bytes(),
         pod_port_be: 9080_u16.to_be_bytes(),
         proto: 6,
-        pad: [0; 3],
+        version: 4,
+        pad: [0; 2],
     };
     let flow = Flow {
         seen_ns: NOW_NS - 3_000_000_000,

@@ -5,22 +5,25 @@ use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::output::{Part, Table, View};
 use super::{Globals, agent, print};
-use crate::agent::LAST_GOOD;
+use crate::agent::{LAST_GOOD, status};
 use crate::datapath::pinned::{Pinned, PinnedError};
+use crate::source::kubernetes;
 
 /// The kernel frees programs a moment after their last user has gone.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For the API server's answers.
+const ANSWERS: Duration = Duration::from_secs(30);
 
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a switch of the command line"
 )]
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Don't ask
     #[arg(long)]
@@ -35,15 +38,26 @@ pub struct Args {
     /// themselves
     #[arg(long)]
     stay: bool,
+    /// Then delete this node's report (its `EgressNode`) from the API server, and with the last one the
+    /// agents' Lease
+    #[arg(long, value_name = "NODE")]
+    report_of: Option<String>,
 }
 
-pub fn run(globals: &Globals, args: Args) -> Result<()> {
-    match Pinned::all(&globals.bpffs) {
+pub fn run(globals: &Globals, args: &Args) -> Result<()> {
+    let mut removed = match Pinned::all(&globals.bpffs) {
         Err(PinnedError::NotInstalled { root, .. }) if args.if_installed || args.stay => {
             eprintln!("nothing is installed at {}", root.display());
+            Vec::new()
         }
         pinned => uninstall(globals, args, pinned?)?,
+    };
+    let withdrawn = args.report_of.as_deref().map_or(Ok(Vec::new()), withdraw);
+    removed.extend(withdrawn.iter().flatten().cloned());
+    if !removed.is_empty() {
+        print(globals, &view(&removed))?;
     }
+    withdrawn?;
     if args.stay {
         wait_for_the_end()?;
     }
@@ -60,7 +74,24 @@ fn wait_for_the_end() -> Result<()> {
     Ok(())
 }
 
-fn uninstall(globals: &Globals, args: Args, pinned: Vec<Pinned>) -> Result<()> {
+/// Takes back what this node's agent has told the API server of itself.
+fn withdraw(node: &str) -> Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
+    let asked = async {
+        let client = kubernetes::client(None).await?;
+        anyhow::Ok(status::withdraw(client, node).await?)
+    };
+    let answer = runtime.block_on(async { tokio::time::timeout(ANSWERS, asked).await });
+    answer
+        .context("it does not answer")
+        .flatten()
+        .with_context(|| format!("can't delete the report of {node} from the API server"))
+}
+
+fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<String>> {
     if agent::read(&globals.run_dir).running && !args.force {
         bail!("the agent runs and would put everything back: stop it first, or use --force");
     }
@@ -90,14 +121,14 @@ fn uninstall(globals: &Globals, args: Args, pinned: Vec<Pinned>) -> Result<()> {
         Err(error) => bail!("can't remove {}: {error}", last_good.display()),
     }
     let left = wait_until_unloaded(&programs);
-    print(globals, &view(&removed))?;
     if !left.is_empty() {
+        print(globals, &view(&removed))?;
         bail!(
             "pins are gone, but another process still holds the programs {left:?}; \
              they are detached only when it ends (an agent?)"
         );
     }
-    Ok(())
+    Ok(removed)
 }
 
 fn confirm(question: &str) -> Result<()> {

@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::links::{self, Direction, Loaded};
-use super::{DatapathError, Pins};
+use super::device;
+use super::links::{Direction, Loaded};
+use super::{DatapathError, DeviceHooks, Pins};
 
 /// Whoever changes a device's links holds it: a pin is replaced under a name that is the same for all.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +42,7 @@ impl Early {
             fd: self.program.as_fd(),
             id: self.id,
         };
-        match links::attach_device(&self.pins, ifindex, direction, program) {
+        match device::attach(DeviceHooks::Tcx, &self.pins, ifindex, direction, program) {
             Ok(()) => Ok(true),
             Err(DatapathError::Link { error, .. })
                 if error.raw_os_error() == Some(libc::ENODEV) =>

@@ -7,6 +7,7 @@ use egress_common::maps::{
     covered_place, way_place,
 };
 
+use super::comparison::Comparison;
 use super::{Datapath, DatapathError, Direction, Maps, Observed};
 use crate::compile::DesiredState;
 use crate::reconcile::{Executor, Op};
@@ -27,6 +28,7 @@ pub trait Adopt: Send {
 pub struct Kernel {
     pub datapath: Datapath,
     adopt: Box<dyn Adopt>,
+    comparison: Comparison,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -39,7 +41,22 @@ impl std::fmt::Debug for Kernel {
 
 impl Kernel {
     pub fn new(datapath: Datapath, adopt: Box<dyn Adopt>) -> Self {
-        Self { datapath, adopt }
+        Self {
+            datapath,
+            adopt,
+            comparison: Comparison::default(),
+        }
+    }
+
+    /// Keeps what is in policies that stand and that nobody declares any more, so that they can be
+    /// mended as well.
+    pub fn keep_undeclared(
+        &mut self,
+        observed: &Observed,
+        desired: &DesiredState,
+    ) -> Result<(), DatapathError> {
+        self.comparison
+            .keep_undeclared(&self.datapath.maps, observed, desired)
     }
 
     fn adopt_flows(
@@ -71,12 +88,18 @@ impl Kernel {
 impl Executor for Kernel {
     type Error = DatapathError;
 
-    fn observe(&mut self) -> Result<Observed, DatapathError> {
-        self.datapath.observe()
+    fn observe(&mut self, desired: &DesiredState) -> Result<Observed, DatapathError> {
+        let mut observed = self.datapath.observe()?;
+        let maps = &self.datapath.maps;
+        observed.damaged = self.comparison.damage(maps, &observed, desired)?;
+        Ok(observed)
     }
 
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, DatapathError> {
         let done = self.change(op, desired);
+        if op.is_of_entries() {
+            self.comparison.expire();
+        }
         #[cfg(feature = "other-layout")]
         cut(op);
         done
@@ -109,6 +132,14 @@ impl Kernel {
                     what: format!("policy {number}"),
                 }),
             },
+            Op::MendPolicy { number, digest } => {
+                match self.comparison.content(desired, *number, digest) {
+                    Some(policy) => maps.mend_policy(*number, policy),
+                    None => Err(DatapathError::Missing {
+                        what: format!("policy {number}"),
+                    }),
+                }
+            }
             Op::ClearPolicy { number } => maps.clear_policy(*number),
             Op::RemovePolicyInfo { number } => maps.policy_info.remove(number).map(u64::from),
             Op::ZeroCounters { slot } => maps.counters.zero(*slot).map(|()| 1),

@@ -9,7 +9,7 @@ use aya_obj::generated::bpf_attach_type;
 use serde::Serialize;
 
 use super::sys::{self, LinkInfo, Target};
-use super::{DatapathError, Pins};
+use super::{DatapathError, Pins, clsact, device};
 
 /// Side of a device, as the node sees it: ingress is what comes from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -37,7 +37,7 @@ impl Direction {
         }
     }
 
-    fn attach_type(self) -> bpf_attach_type {
+    pub(super) fn attach_type(self) -> bpf_attach_type {
         match self {
             Self::Ingress => bpf_attach_type::BPF_TCX_INGRESS,
             Self::Egress => bpf_attach_type::BPF_TCX_EGRESS,
@@ -149,61 +149,20 @@ pub(super) struct Loaded<'a> {
     pub id: u32,
 }
 
-/// Device and direction in the name of a pin; none for other pins.
-pub(super) fn parse_device_pin(name: &str) -> Option<(u32, Direction)> {
-    let (ifindex, direction) = name.strip_prefix("dev-")?.split_once('-')?;
-    let direction = Direction::BOTH
-        .into_iter()
-        .find(|d| d.name() == direction)?;
-    Some((ifindex.parse().ok()?, direction))
-}
-
 /// The program on devices that may be a pod's.
 pub const BY_SENDER: &str = "sp_by_sender";
 
-/// Tags of our programs for packets from a device.
+/// Tags of our programs for packets in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tags {
     /// The one that belongs there.
     pub wanted: [u8; 8],
-    /// [`BY_SENDER`].
-    pub by_sender: [u8; 8],
+    /// [`BY_SENDER`]; none where it is not loaded.
+    pub by_sender: Option<[u8; 8]>,
 }
 
-/// Whether the link of a device is what it should be. `tags` are those of our programs; none if they
-/// are not known (another layout), so that any version will do.
-///
-/// # Errors
-/// If the kernel doesn't answer. That nothing is pinned there is an answer: none.
-pub fn device_state(
-    pins: &Pins,
-    ifindex: u32,
-    direction: Direction,
-    tags: Option<Tags>,
-) -> Result<Option<LinkState>, DatapathError> {
-    let path = pins.device_link(ifindex, direction);
-    let Some(info) = pinned_info(&path)? else {
-        return Ok(None);
-    };
-    let wanted = direction.attach_type() as u32;
-    Ok(Some(match info.target {
-        Target::Tcx(0, _) => LinkState::Gone,
-        Target::Tcx(at, kind) if at == ifindex && kind == wanted => {
-            if tags.is_some_and(|tags| tags.by_sender == info.tag) {
-                LinkState::BySender
-            } else if !is_first(ifindex, direction, info.id)? {
-                LinkState::Displaced
-            } else if tags.is_some_and(|tags| tags.wanted != info.tag) {
-                LinkState::OldProgram
-            } else {
-                LinkState::Good
-            }
-        }
-        _ => LinkState::Wrong,
-    }))
-}
-
-/// As [`device_state`], for a hook on the cgroup with this id.
+/// Whether the link of a hook on the cgroup with this id is what it should be; as
+/// [`device::state`].
 pub fn cgroup_state(
     pins: &Pins,
     hook: CgroupHook,
@@ -228,21 +187,8 @@ pub fn cgroup_state(
     }))
 }
 
-/// Whether this link runs before all others of the hook.
-fn is_first(ifindex: u32, direction: Direction, link: u32) -> Result<bool, DatapathError> {
-    match sys::query_tcx(ifindex, direction.attach_type()) {
-        Ok(links) => Ok(links.first() == Some(&link)),
-        // Gone since it was looked at, which the next look finds.
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(true),
-        Err(error) => Err(DatapathError::Link {
-            link: format!("{} of device {ifindex}", direction.name()),
-            action: "list programs on",
-            error,
-        }),
-    }
-}
-
-fn pinned_info(path: &Path) -> Result<Option<LinkInfo>, DatapathError> {
+/// What is pinned at `path`; none if nothing is.
+pub(super) fn pinned_info(path: &Path) -> Result<Option<LinkInfo>, DatapathError> {
     let Some(link) = open_if_pinned(path)? else {
         return Ok(None);
     };
@@ -251,41 +197,7 @@ fn pinned_info(path: &Path) -> Result<Option<LinkInfo>, DatapathError> {
         .map_err(failed(path, "look at"))
 }
 
-/// The program that our link runs on a device; none if no link is pinned, or its device is gone.
-pub(super) fn standing_program(
-    pins: &Pins,
-    ifindex: u32,
-    direction: Direction,
-) -> Result<Option<u32>, DatapathError> {
-    let info = pinned_info(&pins.device_link(ifindex, direction))?;
-    let standing = info.filter(|info| !matches!(info.target, Target::Tcx(0, _)));
-    Ok(standing.map(|info| info.program))
-}
-
-/// Attaches a program first on a device and pins it.
-///
-/// A link that is pinned there already is replaced without a gap: the new one is attached first,
-/// then takes the name of the old, which ends that. The kernel takes no program twice on one
-/// device, so it must be another copy than the [`standing_program`].
-pub(super) fn attach_device(
-    pins: &Pins,
-    ifindex: u32,
-    direction: Direction,
-    program: Loaded<'_>,
-) -> Result<(), DatapathError> {
-    let path = pins.device_link(ifindex, direction);
-    let link = sys::link_tcx(program.fd, ifindex, direction.attach_type()).map_err(|error| {
-        // The kernel knows BPF_LINK_CREATE, but not this kind of link.
-        if error.raw_os_error() == Some(libc::EINVAL) && !has_tcx() {
-            DatapathError::NoTcx
-        } else {
-            failed(&path, "attach")(error)
-        }
-    })?;
-    pin_over(&link, &path)
-}
-
-/// Attaches a program to a cgroup and pins it; as [`attach_device`].
+/// Attaches a program to a cgroup and pins it; one that is pinned there already ends when it stands.
 pub(super) fn attach_cgroup(
     pins: &Pins,
     hook: CgroupHook,
@@ -296,7 +208,7 @@ pub(super) fn attach_cgroup(
     let directory = sys::open_directory(cgroup).map_err(failed(cgroup, "open"))?;
     let link = sys::link_cgroup(program.fd, directory.as_fd(), hook.attach_type())
         .map_err(failed(&path, "attach"))?;
-    pin_over(&link, &path)
+    pin_over(link.as_fd(), &path)
 }
 
 /// Gives the link at `path` our program.
@@ -306,31 +218,68 @@ pub(super) fn swap(path: &Path, program: Loaded<'_>) -> Result<(), DatapathError
         .map_err(failed(path, "swap the program of"))
 }
 
-/// Ends a link; whether there was one. It has ended when this returns.
+/// Ends a hook; whether there was one. It has ended when this returns.
 pub(super) fn unpin(path: &Path) -> Result<bool, DatapathError> {
-    let Some(link) = open_if_pinned(path)? else {
+    let Some(pinned) = open_if_pinned(path)? else {
         return Ok(false);
     };
-    std::fs::remove_file(path).map_err(failed(path, "unpin"))?;
-    sys::link_detach(link.as_fd()).map_err(failed(path, "detach"))?;
+    if is_mark(&pinned, path)? {
+        // As long as there is a filter there is its mark.
+        end_filter(path)?;
+        std::fs::remove_file(path).map_err(failed(path, "unpin"))?;
+    } else {
+        std::fs::remove_file(path).map_err(failed(path, "unpin"))?;
+        sys::link_detach(pinned.as_fd()).map_err(failed(path, "detach"))?;
+    }
     Ok(true)
 }
 
-/// Pins under a name of its own first, because a rename replaces and a pin does not. What had
-/// the name before ends.
-fn pin_over(link: &OwnedFd, path: &Path) -> Result<(), DatapathError> {
+/// Removes what is pinned at `path` if it is a mark, and lets the filter stand.
+pub(super) fn forget_mark(path: &Path) -> Result<(), DatapathError> {
+    match open_if_pinned(path)? {
+        Some(pinned) if is_mark(&pinned, path)? => {
+            std::fs::remove_file(path).map_err(failed(path, "unpin"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Pins a link, or a mark (see [`clsact`]), under a name of its own first, because a rename replaces
+/// and a pin does not. What had the name before ends, unless both are marks: then the filter is the
+/// same.
+pub(super) fn pin_over(new: BorrowedFd<'_>, path: &Path) -> Result<(), DatapathError> {
     let draft = draft_of(path);
     unpin(&draft)?;
     let old = open_if_pinned(path)?;
-    sys::pin(link.as_fd(), &draft).map_err(failed(&draft, "pin"))?;
+    sys::pin(new, &draft).map_err(failed(&draft, "pin"))?;
     std::fs::rename(&draft, path).map_err(failed(path, "pin"))?;
-    match old {
-        Some(old) => sys::link_detach(old.as_fd()).map_err(failed(path, "detach the old")),
+    let Some(old) = old else { return Ok(()) };
+    if !is_mark(&old, path)? {
+        return sys::link_detach(old.as_fd()).map_err(failed(path, "detach the old"));
+    }
+    if sys::is_program(new).map_err(failed(path, "look at"))? {
+        return Ok(());
+    }
+    end_filter(path)
+}
+
+/// What is pinned there is a program, and marks a filter.
+fn is_mark(pinned: &OwnedFd, path: &Path) -> Result<bool, DatapathError> {
+    sys::is_program(pinned.as_fd()).map_err(failed(path, "look at"))
+}
+
+/// Takes the filter that the mark at `path` stands for off its device. Drafts stand for none.
+fn end_filter(path: &Path) -> Result<(), DatapathError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match device::parse_pin(&name) {
+        Some((ifindex, direction)) => {
+            clsact::detach(ifindex, direction).map_err(failed(path, "detach the filter of"))
+        }
         None => Ok(()),
     }
 }
 
-fn open_if_pinned(path: &Path) -> Result<Option<OwnedFd>, DatapathError> {
+pub(super) fn open_if_pinned(path: &Path) -> Result<Option<OwnedFd>, DatapathError> {
     match sys::open_pin(path) {
         Ok(link) => Ok(Some(link)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -348,7 +297,7 @@ pub(super) fn draft_of(path: &Path) -> PathBuf {
 /// Bpffs takes no dots in names.
 pub(super) const DRAFT: &str = "-new";
 
-fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
+pub(super) fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
     let link = path
         .file_name()
         .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -357,10 +306,4 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Datapa
         action,
         error,
     }
-}
-
-/// tcx came with Linux 6.6; a kernel without it refuses to list its programs.
-pub(super) fn has_tcx() -> bool {
-    // The loopback device is there in every network namespace.
-    sys::query_tcx(1, bpf_attach_type::BPF_TCX_INGRESS).is_ok()
 }

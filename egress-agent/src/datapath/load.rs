@@ -7,24 +7,31 @@ use std::path::{Path, PathBuf};
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use egress_common::maps::{Endpoint, NO_WAYS};
+use egress_common::maps::{Endpoint, NO_WAYS, covered_mark, covered_place};
 
+use super::device::{self, DeviceHooks};
 use super::early::{Early, Turn};
 use super::links::{self, BY_SENDER, CgroupHook, DRAFT, Direction, LinkState, Loaded, Tags};
 use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
-/// The kernel object that was built into this program.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
+/// The kernel objects that were built into this program.
+static WHOLE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
+static IN_PARTS: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf-in-parts.o"));
 
-/// The kernel object that was built into this program.
+/// The kernel object that was built into this program for kernels with these hooks.
 ///
 /// # Errors
 /// If it was built without.
-pub fn object() -> Result<&'static [u8], DatapathError> {
-    if OBJECT.is_empty() {
+pub fn object(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
+    let object = match hooks {
+        DeviceHooks::Tcx => WHOLE,
+        DeviceHooks::Clsact => IN_PARTS,
+    };
+    if object.is_empty() {
         Err(DatapathError::NoObject)
     } else {
-        Ok(OBJECT)
+        Ok(object)
     }
 }
 
@@ -46,7 +53,8 @@ struct Cgroup {
 pub struct Datapath {
     pins: Pins,
     pub maps: Maps,
-    object: Vec<u8>,
+    hooks: DeviceHooks,
+    object: &'static [u8],
     programs: Ebpf,
     /// A second copy, loaded when a link must be replaced by another of the same program.
     spare: Option<Ebpf>,
@@ -57,19 +65,19 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads `object` with its maps pinned, or taken over where they are pinned already.
-    /// Attaches nothing. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
+    /// Loads the object for these hooks with its maps pinned, or taken over where they are pinned
+    /// already. Attaches nothing. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
     ///
     /// # Errors
-    /// If a pinned map is not what the object declares, or the kernel refuses a program.
+    /// If the kernel can't hold pods in this way, a pinned map is not what the object declares, or the
+    /// kernel refuses a program.
     pub fn load(
         bpffs: &Path,
-        object: &[u8],
+        hooks: DeviceHooks,
         kubepods: (&Path, u64),
     ) -> Result<Self, DatapathError> {
-        if !links::has_tcx() {
-            return Err(DatapathError::NoTcx);
-        }
+        hooks.check()?;
+        let object = object(hooks)?;
         let pins = Pins::at(bpffs)?;
         takeover::begin(&pins)?;
         let parsed = Object::parse(object).map_err(|error| DatapathError::Aya {
@@ -83,9 +91,9 @@ impl Datapath {
                 links::unpin(&pins.links().join(name))?;
             }
         }
-        let programs = load(&pins, object)?;
+        let programs = load(&pins, hooks, object)?;
         let mut tags = BTreeMap::new();
-        for name in program_names() {
+        for name in program_names(hooks) {
             let (_, tag) = info(&programs, name)?;
             tags.insert(name.to_owned(), tag);
         }
@@ -96,7 +104,8 @@ impl Datapath {
         Ok(Self {
             pins,
             maps,
-            object: object.to_vec(),
+            hooks,
+            object,
             programs,
             spare: None,
             tags,
@@ -110,6 +119,11 @@ impl Datapath {
 
     pub fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// How programs are attached to devices.
+    pub fn device_hooks(&self) -> DeviceHooks {
+        self.hooks
     }
 
     /// Instructions that the verifier looked at, by program.
@@ -133,17 +147,21 @@ impl Datapath {
             config: self.maps.config.get(&0)?,
             ..Observed::default()
         };
-        for endpoint in observed.cgroups.values() {
+        for (cgroup, endpoint) in &observed.cgroups {
             let ways = endpoint.passes_with();
+            let says = self.maps.covered.get(&covered_place(*cgroup))?;
+            let says = says.filter(|says| says.mark == covered_mark(*cgroup));
+            if says.is_some_and(|says| (says.slot, says.ways) != (endpoint.slot, ways)) {
+                observed.mismarked.insert(*cgroup);
+            }
             if ways != NO_WAYS && ways != 0 {
                 let devices = self.maps.ways_of(endpoint.slot, ways)?;
                 observed.ways.insert(endpoint.slot, devices);
             }
         }
         for name in Pins::list(&self.pins.links())? {
-            if let Some((ifindex, direction)) = links::parse_device_pin(&name) {
-                let state =
-                    links::device_state(&self.pins, ifindex, direction, self.tags(direction))?;
+            if let Some((ifindex, direction)) = device::parse_pin(&name) {
+                let state = device::state(&self.pins, ifindex, direction, self.tags(direction))?;
                 observed
                     .links
                     .extend(state.map(|state| ((ifindex, direction), state)));
@@ -165,7 +183,7 @@ impl Datapath {
     fn tags(&self, direction: Direction) -> Option<Tags> {
         Some(Tags {
             wanted: *self.tags.get(direction.program())?,
-            by_sender: *self.tags.get(BY_SENDER)?,
+            by_sender: self.tags.get(BY_SENDER).copied(),
         })
     }
 
@@ -173,10 +191,10 @@ impl Datapath {
     fn observe_other(&self, other: &Pins, observed: &mut Observed) -> Result<(), DatapathError> {
         observed.layouts.insert(other.name());
         for name in Pins::list(&other.links())? {
-            let Some((ifindex, direction)) = links::parse_device_pin(&name) else {
+            let Some((ifindex, direction)) = device::parse_pin(&name) else {
                 continue;
             };
-            let state = links::device_state(other, ifindex, direction, None)?;
+            let state = device::state(other, ifindex, direction, None)?;
             if state.is_some_and(LinkState::stands) {
                 let link = observed.links.entry((ifindex, direction));
                 link.or_insert(LinkState::OldProgram);
@@ -208,10 +226,14 @@ impl Datapath {
     /// Removes the directory of another layout, and what hooks are left there.
     pub fn remove_layout(&self, layout: &str) -> Result<u64, DatapathError> {
         let writes = self.carry(layout)?;
-        match self.other(layout)? {
-            Some(other) => Ok(writes + other.remove()? as u64),
-            None => Ok(writes),
+        let Some(other) = self.other(layout)? else {
+            return Ok(writes);
+        };
+        // Where both have a mark the filter is the one that we attached.
+        for name in Pins::list(&self.pins.links())? {
+            links::forget_mark(&other.links().join(name))?;
         }
+        Ok(writes + other.remove()? as u64)
     }
 
     /// Lets a cgroup through the gate of another layout's programs, where they are in force.
@@ -245,14 +267,17 @@ impl Datapath {
         Ok(None)
     }
 
-    /// What has devices judged by the sender from another thread.
+    /// What has devices judged by the sender from another thread; none where that is not done.
     ///
     /// # Errors
     /// If no more files can be opened.
-    pub fn early(&self) -> Result<Early, DatapathError> {
+    pub fn early(&self) -> Result<Option<Early>, DatapathError> {
+        if self.hooks != DeviceHooks::Tcx {
+            return Ok(None);
+        }
         let program = loaded(&self.programs, BY_SENDER)?;
         let copy = program.fd.try_clone_to_owned();
-        Ok(Early {
+        Ok(Some(Early {
             pins: self.pins.clone(),
             program: copy.map_err(|error| DatapathError::Io {
                 what: format!("can't share program {BY_SENDER}"),
@@ -260,7 +285,7 @@ impl Datapath {
             })?,
             id: program.id,
             turn: self.turn.clone(),
-        })
+        }))
     }
 
     /// Attaches first on the device; replaces a link of ours without a gap.
@@ -268,13 +293,16 @@ impl Datapath {
         let turn = self.turn.clone();
         let _turn = turn.take();
         let program = loaded(&self.programs, direction.program())?;
+        if self.hooks == DeviceHooks::Clsact {
+            return device::attach(self.hooks, &self.pins, ifindex, direction, program);
+        }
         // A device that is going may be here, too, with a link that has ended: loading takes a
         // second, in which pods that begin would wait.
-        let standing = links::standing_program(&self.pins, ifindex, direction)?;
+        let standing = device::standing_program(&self.pins, ifindex, direction)?;
         if standing == Some(program.id) {
             return self.attach_spare(ifindex, direction);
         }
-        match links::attach_device(&self.pins, ifindex, direction, program) {
+        match device::attach(self.hooks, &self.pins, ifindex, direction, program) {
             // The pin is gone, and somebody holds the link: the program is there already.
             Err(DatapathError::Link { error, .. })
                 if error.raw_os_error() == Some(libc::EEXIST) =>
@@ -287,20 +315,20 @@ impl Datapath {
 
     fn attach_spare(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         if self.spare.is_none() {
-            self.spare = Some(load(&self.pins, &self.object)?);
+            self.spare = Some(load(&self.pins, self.hooks, self.object)?);
         }
         let spare = self.spare.as_ref().expect("it was loaded just now");
         let program = loaded(spare, direction.program())?;
-        links::attach_device(&self.pins, ifindex, direction, program)
+        device::attach(self.hooks, &self.pins, ifindex, direction, program)
     }
 
-    /// Gives a link that stands the program that we carry.
+    /// Gives a hook that stands the program that we carry.
     pub fn swap(&self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         let _turn = self.turn.take();
         let program = loaded(&self.programs, direction.program())?;
         let path = self.pins.device_link(ifindex, direction);
         takeover::fetch(&self.pins, &path)?;
-        links::swap(&path, program)
+        device::swap(self.hooks, &self.pins, ifindex, direction, program)
     }
 
     /// Has the device judged by the sender: attaches the program for that, or gives it to a link of ours
@@ -310,10 +338,11 @@ impl Datapath {
         let program = loaded(&self.programs, BY_SENDER)?;
         let path = self.pins.device_link(ifindex, Direction::Ingress);
         takeover::fetch(&self.pins, &path)?;
-        match links::standing_program(&self.pins, ifindex, Direction::Ingress)? {
-            Some(_) => links::swap(&path, program),
-            None => links::attach_device(&self.pins, ifindex, Direction::Ingress, program),
-        }
+        let change = match device::standing_program(&self.pins, ifindex, Direction::Ingress)? {
+            Some(_) => device::swap,
+            None => device::attach,
+        };
+        change(self.hooks, &self.pins, ifindex, Direction::Ingress, program)
     }
 
     /// Takes the hook from the device; whether there was one.
@@ -341,13 +370,15 @@ impl Datapath {
     }
 }
 
-fn program_names() -> impl Iterator<Item = &'static str> {
+/// Devices are judged by the sender where hooks are links, which are given another program at once.
+fn program_names(hooks: DeviceHooks) -> impl Iterator<Item = &'static str> {
+    let by_sender = (hooks == DeviceHooks::Tcx).then_some(BY_SENDER);
     let devices = Direction::BOTH.into_iter().map(Direction::program);
     let cgroup = CgroupHook::ALL.into_iter().map(CgroupHook::program);
-    devices.chain([BY_SENDER]).chain(cgroup)
+    devices.chain(by_sender).chain(cgroup)
 }
 
-fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {
+fn load(pins: &Pins, hooks: DeviceHooks, object: &[u8]) -> Result<Ebpf, DatapathError> {
     let mut programs = EbpfLoader::new()
         .default_map_pin_directory(pins.maps())
         .load(object)
@@ -355,7 +386,7 @@ fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {
             what: "can't load the kernel object".into(),
             error: Box::new(error),
         })?;
-    for name in program_names().chain([DEPTH]) {
+    for name in program_names(hooks).chain([DEPTH]) {
         let program = programs.program_mut(name).ok_or_else(|| missing(name))?;
         let result = match program {
             Program::SchedClassifier(program) => program.load(),

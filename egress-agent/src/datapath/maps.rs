@@ -1,22 +1,15 @@
 //! The maps by name, with their types.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use egress_common::limits::MAX_WAYS;
 use egress_common::maps::{
     Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound,
     PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, Way,
     name, way_place,
 };
-use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::DatapathError;
 use super::pins::Pins;
 use super::table::{PerCpuTable, Table, TrieKey};
-use crate::compile::Policy;
-
-/// Bits of the policy's number in front of a prefix.
-const POLICY_BITS: u32 = 32;
 
 /// The maps that user space reads and writes.
 #[derive(Debug)]
@@ -73,154 +66,6 @@ impl Maps {
             devices.extend(found.map(|way| way.ifindex));
         }
         Ok(devices)
-    }
-
-    /// Writes what a policy allows and its rules in words; returns the writes.
-    pub fn write_policy(&self, number: u32, policy: &Policy) -> Result<u64, DatapathError> {
-        let rules: Vec<_> = (0_u16..)
-            .zip(&policy.rules)
-            .map(|(rule, text)| (rule_key(number, rule), rule_info(text)))
-            .collect();
-        let exact4: Vec<_> = policy
-            .exact4
-            .iter()
-            .map(|((addr, port, proto), rule)| (exact4(number, *addr, *port, *proto), *rule))
-            .collect();
-        let exact6: Vec<_> = policy
-            .exact6
-            .iter()
-            .map(|((addr, port, proto), rule)| (exact6(number, *addr, *port, *proto), *rule))
-            .collect();
-        let prefix4: Vec<_> = policy
-            .prefix4
-            .iter()
-            .map(|(net, rule)| (prefix4(number, *net), *rule))
-            .collect();
-        let prefix6: Vec<_> = policy
-            .prefix6
-            .iter()
-            .map(|(net, rule)| (prefix6(number, *net), *rule))
-            .collect();
-        Ok(self.exact4.insert_all(&exact4)?
-            + self.exact6.insert_all(&exact6)?
-            + self.prefix4.insert_all(&prefix4)?
-            + self.prefix6.insert_all(&prefix6)?
-            + self.rule_info.insert_all(&rules)?)
-    }
-
-    /// Removes all that was written of a policy; returns the writes.
-    pub fn clear_policy(&self, number: u32) -> Result<u64, DatapathError> {
-        let number_be = number.to_be_bytes();
-        Ok(self.exact4.remove_where(|key| key.policy == number)?
-            + self.exact6.remove_where(|key| key.policy == number)?
-            + self
-                .prefix4
-                .remove_where(|key| key.data.policy_be == number_be)?
-            + self
-                .prefix6
-                .remove_where(|key| key.data.policy_be == number_be)?
-            + self.rule_info.remove_where(|key| key.policy == number)?)
-    }
-
-    /// The whole of a policy, as the kernel has it.
-    pub fn read_policy(&self, number: u32) -> Result<Policy, DatapathError> {
-        let number_be = number.to_be_bytes();
-        let mut rules: Vec<(u16, String)> = Vec::new();
-        for (key, info) in self.rule_info.entries()? {
-            if key.policy == number {
-                rules.push((key.rule, text(&info.text)));
-            }
-        }
-        rules.sort();
-        let mut policy = Policy {
-            rules: rules.into_iter().map(|(_, text)| text).collect(),
-            ..Policy::default()
-        };
-        for (key, rule) in self.exact4.entries()? {
-            if key.policy == number {
-                let port = u16::from_be_bytes(key.port_be);
-                let key = (Ipv4Addr::from(key.addr_be), port, key.proto);
-                policy.exact4.insert(key, rule);
-            }
-        }
-        for (key, rule) in self.exact6.entries()? {
-            if key.policy == number {
-                let port = u16::from_be_bytes(key.port_be);
-                let key = (Ipv6Addr::from(key.addr_be), port, key.proto);
-                policy.exact6.insert(key, rule);
-            }
-        }
-        for (key, rule) in self.prefix4.entries()? {
-            let length = key.prefix_len.saturating_sub(POLICY_BITS);
-            if key.data.policy_be == number_be
-                && let Ok(length) = u8::try_from(length)
-                && let Ok(net) = Ipv4Net::new(key.data.addr_be.into(), length)
-            {
-                policy.prefix4.insert(net, rule);
-            }
-        }
-        for (key, rule) in self.prefix6.entries()? {
-            let length = key.prefix_len.saturating_sub(POLICY_BITS);
-            if key.data.policy_be == number_be
-                && let Ok(length) = u8::try_from(length)
-                && let Ok(net) = Ipv6Net::new(key.data.addr_be.into(), length)
-            {
-                policy.prefix6.insert(net, rule);
-            }
-        }
-        Ok(policy)
-    }
-}
-
-fn rule_key(policy: u32, rule: u16) -> RuleKey {
-    RuleKey {
-        policy,
-        rule,
-        pad: [0; 2],
-    }
-}
-
-fn rule_info(words: &str) -> RuleInfo {
-    RuleInfo { text: fill(words) }
-}
-
-fn exact4(policy: u32, addr: Ipv4Addr, port: u16, proto: u8) -> ExactKey4 {
-    ExactKey4 {
-        policy,
-        addr_be: addr.octets(),
-        port_be: port.to_be_bytes(),
-        proto,
-        pad: 0,
-    }
-}
-
-fn exact6(policy: u32, addr: Ipv6Addr, port: u16, proto: u8) -> ExactKey6 {
-    ExactKey6 {
-        policy,
-        addr_be: addr.octets(),
-        port_be: port.to_be_bytes(),
-        proto,
-        pad: 0,
-    }
-}
-
-fn prefix4(policy: u32, net: Ipv4Net) -> TrieKey<PrefixKey4> {
-    TrieKey {
-        prefix_len: POLICY_BITS + u32::from(net.prefix_len()),
-        data: PrefixKey4 {
-            policy_be: policy.to_be_bytes(),
-            addr_be: net.network().octets(),
-        },
-    }
-}
-
-fn prefix6(policy: u32, net: Ipv6Net) -> TrieKey<PrefixKey6> {
-    TrieKey {
-        prefix_len: POLICY_BITS + u32::from(net.prefix_len()),
-        data: PrefixKey6 {
-            policy_be: policy.to_be_bytes(),
-            addr_be: net.network().octets(),
-        },
     }
 }
 

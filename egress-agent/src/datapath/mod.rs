@@ -2,6 +2,9 @@
 //! that touches aya.
 
 mod bytes;
+mod clsact;
+mod comparison;
+pub mod device;
 mod early;
 mod kernel;
 pub mod layout;
@@ -11,19 +14,22 @@ pub mod maps;
 pub mod observed;
 pub mod pinned;
 pub mod pins;
+mod policies;
 mod sys;
 mod table;
 mod takeover;
+mod tc;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use device::DeviceHooks;
 pub use early::Early;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};
 pub use maps::Maps;
-pub use observed::Observed;
+pub use observed::{Damage, Observed};
 pub use pins::Pins;
 pub use table::{PerCpuTable, Table, TrieKey};
 
@@ -74,8 +80,12 @@ pub enum DatapathError {
         #[source]
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer")]
+    #[error(
+        "this kernel has no tcx hooks, which Linux has since 6.6; leave the choice to the agent (--device-hooks auto)"
+    )]
     NoTcx,
+    #[error("this kernel ({release}) lacks {missing}; Sallyport needs Linux 6.1 or newer")]
+    OldKernel { release: String, missing: String },
 }
 
 /// What a user can do about an error number.

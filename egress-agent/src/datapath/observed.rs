@@ -6,8 +6,11 @@ use egress_common::maps::{Config, Endpoint, PodInfo, PolicyInfo};
 
 use super::links::{CgroupHook, Direction, LinkState};
 
-/// The present state. Entries of policies are not read: a policy that is marked complete is
-/// whole, and its digest says what is in it.
+/// Numbers of policies with entries that are not as the agent left them, and the maps they are in.
+pub type Damage = BTreeMap<u32, BTreeSet<&'static str>>;
+
+/// The present state. Of policies' entries only is told which are not what they should be: a policy
+/// that is marked complete is whole else, and its digest says what is in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub config: Option<Config>,
@@ -21,6 +24,9 @@ pub struct Observed {
     pub ways: BTreeMap<u32, Vec<u32>>,
     /// By number, incomplete ones too.
     pub policies: BTreeMap<u32, PolicyInfo>,
+    pub damaged: Damage,
+    /// Cgroups for which the shortcut says that they pass the cgroup hook, and their entry does not.
+    pub mismarked: BTreeSet<u64>,
     /// Pinned links of devices.
     pub links: BTreeMap<(u32, Direction), LinkState>,
     /// Pinned links of kubepods.

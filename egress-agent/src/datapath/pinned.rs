@@ -434,7 +434,7 @@ fn snake(camel: &str) -> String {
 }
 
 /// What procfs says of a descriptor.
-fn describe(fd: RawFd) -> io::Result<BTreeMap<String, String>> {
+pub(super) fn describe(fd: RawFd) -> io::Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
     Ok(facts(&text))
 }

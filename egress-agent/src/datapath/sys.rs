@@ -1,6 +1,7 @@
 //! The calls of `bpf(2)` that aya has no safe face for: links that outlive their maker, queries
 //! of tcx, maps in batches. Layouts are those of `union bpf_attr` in `linux/bpf.h` (6.6).
 
+mod batch;
 mod bytes;
 
 use std::ffi::CString;
@@ -14,6 +15,7 @@ use aya_obj::generated::{
     BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
 };
 
+pub use batch::{Walk, update_batch};
 pub use bytes::{lookup_bytes, next_key_bytes, update_bytes};
 
 /// Room for all programs that one tcx hook takes (`BPF_MPROG_MAX`).
@@ -130,44 +132,6 @@ pub unsafe fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Resu
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
-/// Writes as many values as there are keys; tells how many were written when one fails.
-///
-/// # Safety
-/// `K` and `V` must be those of the map, which must not be per CPU.
-pub unsafe fn update_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> Result<(), (usize, io::Error)> {
-    assert_eq!(keys.len(), values.len(), "each key has its value");
-    let mut attr = BatchAttr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: pointer(keys.as_ptr()),
-        values: pointer(values.as_ptr()),
-        count: u32::try_from(keys.len()).expect("a chunk is small"),
-        map_fd: raw(map),
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: the caller vouches for the sizes; both slices are as long as `count` says.
-    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }
-        .map(drop)
-        .map_err(|error| (attr.count as usize, error))
 }
 
 #[repr(C)]
@@ -310,7 +274,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<(u32, [u8; 8])> {
     Ok((info.id, info.tag))
 }
 
-/// What the kernel tells of a link.
+/// What the kernel tells of a link, or of a program that is pinned in its stead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     pub id: u32,
@@ -327,12 +291,31 @@ pub enum Target {
     Tcx(u32, u32),
     /// Cgroup id (0 once the cgroup is gone) and attach type.
     Cgroup(u64, u32),
+    /// It is a program, which is attached without a link; then there is no link's id either.
+    Program,
     /// A link of no kind that we make.
     Other(u32),
 }
 
-/// Asks the kernel about a link.
+/// Whether what is open is a program. The kernel tells of either in the form of its kind, and not
+/// which that is; procfs does.
+pub fn is_program(object: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(describe(object)?
+        .lines()
+        .any(|line| line.starts_with("prog_type:")))
+}
+
+/// Asks the kernel about a link, or a program that is pinned in its stead.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    if is_program(link)? {
+        let (program, tag) = program_info(link)?;
+        return Ok(LinkInfo {
+            id: 0,
+            program,
+            tag,
+            target: Target::Program,
+        });
+    }
     // SAFETY: the right type for a link, all integers.
     let info = unsafe { info::<bpf_link_info>(link) }?;
     let target = if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
@@ -356,14 +339,18 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// Tag of a link's program, from procfs: to open a program by its id takes `CAP_SYS_ADMIN`.
 fn link_tag(link: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
-    let path = format!("/proc/self/fdinfo/{}", link.as_raw_fd());
-    let text = std::fs::read_to_string(&path)?;
+    let text = describe(link)?;
     let tag = text
         .lines()
         .find_map(|line| line.strip_prefix("prog_tag:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other(format!("no prog_tag in {path}")))?;
+        .ok_or_else(|| io::Error::other(format!("no prog_tag in {text}")))?;
     Ok(tag.to_be_bytes())
+}
+
+/// What procfs says of a descriptor.
+fn describe(object: BorrowedFd<'_>) -> io::Result<String> {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))
 }
 
 #[repr(C)]

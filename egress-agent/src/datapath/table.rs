@@ -2,11 +2,12 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
 use aya::Pod;
 use aya::maps::MapData;
 
+use super::pinned::describe;
 use super::{DatapathError, sys};
 
 /// Elements written or deleted by one call at most: a huge trie must not hold a CPU for long.
@@ -17,12 +18,14 @@ const CHUNK: usize = 4096;
 pub struct Table<K, V> {
     name: &'static str,
     map: MapData,
+    /// Entries that it takes.
+    size: usize,
     types: PhantomData<(K, V)>,
 }
 
 /// Key of a trie: the length comes first. Has no padding, since the data is bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrieKey<K> {
     /// Bits of `data` that count.
     pub prefix_len: u32,
@@ -54,11 +57,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 wanted: format!("key {} B, value {} B", wanted.0, wanted.1),
             });
         }
+        let size = info.max_entries() as usize;
         Ok(Self {
             name,
             map,
+            size,
             types: PhantomData,
         })
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -116,7 +125,29 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// All entries as they stand, read in batches where the kernel can. As [`Table::keys`], for maps
+    /// that nobody but the agent writes.
     pub fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut entries = Vec::new();
+        let mut walk = sys::Walk::new(CHUNK);
+        loop {
+            // SAFETY: sizes were compared in `new`; these maps are not per CPU.
+            match unsafe { walk.next(self.fd()) } {
+                Ok(more) => {
+                    let found = walk.keys.iter().copied().zip(walk.values.iter().copied());
+                    entries.extend(found);
+                    // A map that is being changed may make the walk begin again.
+                    if !more || entries.len() > 2 * self.size {
+                        return Ok(entries);
+                    }
+                }
+                Err(error) if is_unsupported(&error) => return self.entries_one_by_one(),
+                Err(error) => return Err(self.error("list", error)),
+            }
+        }
+    }
+
+    fn entries_one_by_one(&self) -> Result<Vec<(K, V)>, DatapathError> {
         let mut entries = Vec::new();
         for key in self.keys()? {
             if let Some(value) = self.get(&key)? {
@@ -126,6 +157,13 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok(entries)
     }
 
+    /// Bytes of kernel memory that the map holds now, which tell of each element added or removed
+    /// where memory is taken for each; none where the kernel does not say.
+    pub fn memory(&self) -> Option<u64> {
+        let facts = describe(self.fd().as_raw_fd()).ok()?;
+        facts.get("memlock")?.parse().ok()
+    }
+
     /// Writes many; in one call for each 4096 where the kernel can.
     pub fn insert_all(&self, entries: &[(K, V)]) -> Result<u64, DatapathError> {
         for chunk in entries.chunks(CHUNK) {
@@ -133,10 +171,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
             // SAFETY: sizes were compared in `new`; these maps are not per CPU.
             let result = unsafe { sys::update_batch(self.fd(), &keys, &values) };
             if let Err((done, error)) = result {
-                // The kernel's word for "not of this kind of map".
-                if error.raw_os_error() != Some(libc::EOPNOTSUPP)
-                    && error.raw_os_error() != Some(524)
-                {
+                if !is_unsupported(&error) {
                     let _ = done;
                     return Err(self.error("write", error));
                 }
@@ -151,11 +186,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Removes all whose key says so; returns how many.
     pub fn remove_where(&self, gone: impl Fn(&K) -> bool) -> Result<u64, DatapathError> {
         let mut removed = 0;
-        for key in self.keys()?.iter().filter(|key| gone(key)) {
-            removed += u64::from(self.remove(key)?);
+        let keys = self.entries()?.into_iter().map(|(key, _)| key);
+        for key in keys.filter(gone) {
+            removed += u64::from(self.remove(&key)?);
         }
         Ok(removed)
     }
+}
+
+/// The kernel's words for "not of this kind of map".
+fn is_unsupported(error: &io::Error) -> bool {
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | ENOTSUPP))
 }
 
 /// The counters: one value a CPU.

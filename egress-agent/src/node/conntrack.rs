@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Once;
 
+use egress_common::flow::version;
 use egress_common::maps::FlowKey;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::devices::ip_of;
-use super::netlink::{Channel, NetlinkError, attribute, attributes};
+use crate::netlink::{Channel, NetlinkError, attribute, attributes};
 
 /// `linux/netfilter/nfnetlink.h`, `nfnetlink_conntrack.h`: subsystem and "get".
 const CT_GET: u16 = (1 << 8) | 1;
@@ -89,9 +90,9 @@ pub struct StandingFlow {
 impl StandingFlow {
     /// The flow as key of `sp_flows_in` or `sp_flows_out`.
     pub fn key(&self, slot: u32) -> FlowKey {
-        let peer = match self.peer {
-            IpAddr::V4(peer) => peer.to_ipv6_mapped(),
-            IpAddr::V6(peer) => peer,
+        let (peer, v6) = match self.peer {
+            IpAddr::V4(peer) => (peer.to_ipv6_mapped(), false),
+            IpAddr::V6(peer) => (peer, true),
         };
         FlowKey {
             slot,
@@ -99,7 +100,8 @@ impl StandingFlow {
             peer_port_be: self.peer_port.to_be_bytes(),
             pod_port_be: self.pod_port.to_be_bytes(),
             proto: self.proto,
-            pad: [0; 3],
+            version: version(v6),
+            pad: [0; 2],
         }
     }
 }

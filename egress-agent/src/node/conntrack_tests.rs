@@ -1,5 +1,5 @@
-use super::super::netlink::push_attribute;
 use super::*;
+use crate::netlink::push_attribute;
 
 const UDP: u8 = 17;
 const ESTABLISHED: u8 = 3;
@@ -147,7 +147,8 @@ fn keys_are_in_network_byte_order_with_mapped_addresses() {
             peer_port_be: [0x12, 0x34],
             pod_port_be: [0, 80],
             proto: TCP,
-            pad: [0; 3],
+            version: 4,
+            pad: [0; 2],
         }
     );
 }

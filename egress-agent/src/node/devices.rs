@@ -14,7 +14,7 @@ use std::path::Path;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use super::netlink::{
+use crate::netlink::{
     Channel, NetlinkError, attribute, attributes, i32_of, push_attribute, text_of, u32_of,
 };
 

@@ -2,7 +2,7 @@
 
 use super::conntrack::{self, StandingFlows};
 use super::devices::{parse_address, parse_link};
-use super::netlink::read_datagram;
+use crate::netlink::read_datagram;
 
 /// As a datagram, and as the payload of each kind of message.
 pub(crate) fn run(bytes: &[u8]) {

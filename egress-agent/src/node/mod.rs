@@ -8,7 +8,6 @@ pub mod devices;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 pub mod mounts;
-pub mod netlink;
 pub mod newcomers;
 pub mod sight;
 pub mod watch;

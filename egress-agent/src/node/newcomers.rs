@@ -8,8 +8,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::coverage::outlying;
 use super::devices::parse_link;
-use super::netlink::messages;
 use super::watch::{NETLINK_BUFFER, RTNLGRP_LINK};
+use crate::netlink::messages;
 
 /// `linux/rtnetlink.h`.
 const RTM_NEWLINK: u16 = 16;
@@ -90,8 +90,8 @@ fn read(datagram: &[u8], told: &mut BTreeSet<u32>) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::netlink::push_attribute;
     use super::*;
+    use crate::netlink::push_attribute;
 
     /// A notice of a veth, whose other end is in the namespace with this id.
     fn notice(kind: u16, ifindex: u32, nsid: Option<i32>) -> Vec<u8> {

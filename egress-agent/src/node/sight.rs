@@ -9,8 +9,8 @@ use super::age::age;
 use super::cgroups::{self, CgroupError, Kubepods, PodCgroup};
 use super::coverage::{self, Interior};
 use super::devices::{Link, Route};
-use super::netlink::NetlinkError;
 use super::{Sighting, Sightings};
+use crate::netlink::NetlinkError;
 
 /// Why the node could not be looked at as a whole. What goes wrong with a single pod is in its
 /// `Sighting`.

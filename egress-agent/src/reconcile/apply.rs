@@ -19,8 +19,8 @@ const ROUNDS: usize = 4;
 pub trait Executor {
     type Error: Display;
 
-    /// Reads the present state; writes nothing.
-    fn observe(&mut self) -> Result<Observed, Self::Error>;
+    /// Reads the present state, and what of the policies is not as it should be; writes nothing.
+    fn observe(&mut self, desired: &DesiredState) -> Result<Observed, Self::Error>;
 
     /// Executes one operation; returns how many writes that took.
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, Self::Error>;
@@ -43,6 +43,8 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// By UID: pods that no plan could be made for, and why.
     pub refused: BTreeMap<String, String>,
+    /// The state that it found.
+    pub found: Observed,
     /// The state afterwards.
     pub observed: Observed,
 }
@@ -103,7 +105,8 @@ impl<E: Executor> Reconciler<E> {
     ) -> Result<Report, E::Error> {
         let settings = Settings { config, now_ns };
         let mut pass = Pass::default();
-        let mut observed = self.executor.observe()?;
+        let found = self.executor.observe(desired)?;
+        let mut observed = found.clone();
         let mut refused = BTreeMap::new();
         for _ in 0..ROUNDS {
             let plan = plan(desired, sightings, &observed, &settings);
@@ -113,12 +116,13 @@ impl<E: Executor> Reconciler<E> {
             if done == 0 {
                 break;
             }
-            observed = self.executor.observe()?;
+            observed = self.executor.observe(desired)?;
         }
         Ok(Report {
             writes: pass.writes,
             failures: pass.failures,
             refused,
+            found,
             observed,
         })
     }

@@ -16,6 +16,8 @@ pub(super) struct Model {
     pub(super) state: Observed,
     /// What was written of each policy.
     pub(super) policies: BTreeMap<u32, Policy>,
+    /// The same, without what others have made of it.
+    pub(super) written: BTreeMap<u32, Policy>,
     pub(super) devices_alive: BTreeSet<u32>,
     /// Entries whose device may have died; what has their index now may be another's.
     stale: BTreeSet<u32>,
@@ -52,6 +54,7 @@ impl Model {
         state.policies.clear();
         state.ways.clear();
         self.policies.clear();
+        self.written.clear();
         let entries = state.devices.values_mut().chain(state.cgroups.values_mut());
         for endpoint in entries {
             endpoint.policy = 0;
@@ -147,7 +150,8 @@ impl Model {
         let number = endpoint.policy;
         match self.state.policies.get(&number) {
             Some(info) if info.complete == 1 => {
-                let entries = self.policies.get(&number);
+                // What others do to it is not the plan's doing.
+                let entries = self.written.get(&number);
                 let whole = entries.is_some_and(|policy| digest(policy) == info.digest);
                 whole
                     .then_some(())
@@ -172,6 +176,20 @@ impl Model {
             ways.retain(|ifindex| alive.contains(ifindex));
         }
         self.devices_alive = alive;
+    }
+
+    /// Somebody writes to or removes from the policy with this number, which may be nobody's.
+    pub(super) fn meddle(&mut self, number: u32, removes: bool) {
+        if removes {
+            self.policies.remove(&number);
+        } else {
+            let rules = vec!["a stranger's".to_owned()];
+            let policy = Policy {
+                rules,
+                ..Policy::default()
+            };
+            self.policies.insert(number, policy);
+        }
     }
 
     fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), String> {
@@ -232,12 +250,19 @@ pub(super) fn digest(policy: &Policy) -> Digest {
 impl Executor for Model {
     type Error = String;
 
-    fn observe(&mut self) -> Result<Observed, String> {
+    fn observe(&mut self, _: &DesiredState) -> Result<Observed, String> {
         let mut observed = self.state.clone();
         let entries = observed.cgroups.values();
         let covered = entries.filter(|entry| entry.flags & FLAG_COVERED != 0);
         let covered: BTreeSet<u32> = covered.map(|entry| entry.slot).collect();
         observed.ways.retain(|slot, _| covered.contains(slot));
+        for number in self.policies.keys().chain(self.written.keys()) {
+            let info = self.state.policies.get(number);
+            let passing = info.is_some_and(|info| info.complete == 0);
+            if !passing && self.policies.get(number) != self.written.get(number) {
+                observed.damaged.insert(*number, ["sp_exact4"].into());
+            }
+        }
         Ok(observed)
     }
 
@@ -258,10 +283,19 @@ impl Executor for Model {
             }
             Op::WritePolicy { number, digest } => {
                 let policy = desired.policies[digest].clone();
+                // What a stranger has put there stays.
+                if self.policies.get(number) == self.written.get(number) {
+                    self.policies.insert(*number, policy.clone());
+                }
+                self.written.insert(*number, policy);
+            }
+            Op::MendPolicy { number, .. } => {
+                let policy = self.written[number].clone();
                 self.policies.insert(*number, policy);
             }
             Op::ClearPolicy { number } => {
                 self.policies.remove(number);
+                self.written.remove(number);
             }
             Op::RemovePolicyInfo { number } => {
                 assert!(

@@ -24,7 +24,12 @@ pub enum Op {
         number: u32,
         digest: Digest,
     },
-    /// Removes the entries and rules of a retired policy.
+    /// Makes the entries of a policy that stands what they were, after somebody changed them.
+    MendPolicy {
+        number: u32,
+        digest: Digest,
+    },
+    /// Removes the entries and rules of a retired policy, or of one that never was.
     ClearPolicy {
         number: u32,
     },
@@ -97,6 +102,16 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// It writes or removes entries of policies.
+    pub fn is_of_entries(&self) -> bool {
+        matches!(
+            self,
+            Self::WritePolicy { .. } | Self::MendPolicy { .. } | Self::ClearPolicy { .. }
+        )
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -106,6 +121,7 @@ impl fmt::Display for Op {
             }
             Self::SetPolicyInfo { number, .. } => write!(f, "mark policy {number} complete"),
             Self::WritePolicy { number, .. } => write!(f, "write policy {number}"),
+            Self::MendPolicy { number, .. } => write!(f, "mend policy {number}"),
             Self::ClearPolicy { number } => write!(f, "clear policy {number}"),
             Self::RemovePolicyInfo { number } => write!(f, "remove policy {number}"),
             Self::ZeroCounters { slot } => write!(f, "zero counters of slot {slot}"),

@@ -53,6 +53,8 @@ struct Moment {
     crash: bool,
     /// The agent that begins now has other maps.
     other_layout: bool,
+    /// Entries of these policies' numbers are changed by somebody else, or removed.
+    meddled: Vec<(u32, bool)>,
 }
 
 fn pod_now() -> impl Strategy<Value = PodNow> {
@@ -86,15 +88,17 @@ fn moment() -> impl Strategy<Value = Moment> {
         prop_oneof![0_u32..40, Just(1000)],
         any::<bool>(),
         prop::bool::weighted(0.2),
+        prop::collection::vec((0_u32..8, any::<bool>()), 0..3),
     )
         .prop_map(
-            |(pods, alive, outlying, fuel, crash, other_layout)| Moment {
+            |(pods, alive, outlying, fuel, crash, other_layout, meddled)| Moment {
                 pods,
                 alive,
                 outlying,
                 fuel,
                 crash,
                 other_layout,
+                meddled,
             },
         )
 }
@@ -296,6 +300,9 @@ proptest! {
             if moment.other_layout {
                 model.change_layout();
             }
+            for (number, removes) in &moment.meddled {
+                model.meddle(*number, *removes);
+            }
             (model.fuel, model.crash) = (moment.fuel, moment.crash);
             // As far as it gets.
             let now_ns = time as u64 + 1;
@@ -308,6 +315,7 @@ proptest! {
             let report = reconciler.reconcile(&desired, &sightings, CONFIG, now_ns).unwrap();
             prop_assert_eq!(&report.failures, &[]);
             check_settled(moment, &report.observed)?;
+            prop_assert_eq!(&reconciler.executor.policies, &reconciler.executor.written);
             let errors = report.errors();
             for pod in status(&desired, &sightings, &report.observed, &errors).pods {
                 let entry = pod.cgroup.and_then(|cgroup| report.observed.cgroups.get(&cgroup));
@@ -341,6 +349,7 @@ fn one(hold: Hold, devices: &[u32]) -> Moment {
         fuel: u32::MAX,
         crash: false,
         other_layout: false,
+        meddled: vec![],
     }
 }
 

@@ -26,10 +26,12 @@ pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Pu
         let trouble = match connected {
             Ok(contexts) => {
                 let mut contexts = pin!(contexts);
+                let mut refused = None;
                 loop {
                     let next = tokio::select! {
                         () = publisher.closed() => return,
                         next = contexts.next() => next,
+                        () = sleep(AGAIN), if refused.is_some() => refused.take().map(Ok),
                     };
                     let context = match next {
                         Some(Ok(context)) => context,
@@ -39,9 +41,13 @@ pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Pu
                     match identity(&context, trust_domain) {
                         Ok(identity) => {
                             wait = first;
+                            refused = None;
                             publisher.good(identity);
                         }
-                        Err(error) => publisher.bad(endpoint, &error.to_string()),
+                        Err(error) => {
+                            publisher.bad(endpoint, &error.to_string());
+                            refused = Some(context);
+                        }
                     }
                 }
             }
@@ -60,6 +66,10 @@ pub(super) async fn follow(endpoint: &str, trust_domain: &str, mut publisher: Pu
 }
 
 type Context = Result<X509Context, WorkloadApiError>;
+
+/// What could not be used is tried again so often: the clock may have been wrong, and the next
+/// certificate comes only when this one is half over.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Each change of what the Workload API has for us.
 async fn connect(endpoint: &str) -> Result<impl Stream<Item = Context> + Send, WorkloadApiError> {

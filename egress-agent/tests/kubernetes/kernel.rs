@@ -192,7 +192,7 @@ impl Memory {
             Op::SetPolicyInfo { number, info } => {
                 state.policies.insert(*number, *info);
             }
-            Op::WritePolicy { number, digest } => {
+            Op::WritePolicy { number, digest } | Op::MendPolicy { number, digest } => {
                 let policy = desired.policies.get(digest).ok_or("no such policy")?;
                 self.write_policy(*number, policy);
             }
@@ -247,7 +247,7 @@ impl Memory {
 impl Executor for Memory {
     type Error = String;
 
-    fn observe(&mut self) -> Result<Observed, String> {
+    fn observe(&mut self, _desired: &DesiredState) -> Result<Observed, String> {
         let mut observed = self.state.clone();
         let covered = |slot: &u32| {
             let mut entries = observed

@@ -190,3 +190,19 @@ async fn certificates_come_from_the_workload_api_and_outlive_its_restart() {
     assert!((990..=1010).contains(&(third - second)), "{second} {third}");
     serving.abort();
 }
+
+/// The clock is behind for a while, and nothing new comes when it is right.
+#[tokio::test]
+async fn a_certificate_that_is_early_is_tried_again_without_news() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket: PathBuf = directory.path().join("api.sock");
+    let authority = Authority::new("mesh");
+    let early = told(&authority.sign_for(&[SERVER_ID], 4, 1000), &authority);
+    let (news, _) = watch::channel(early);
+    let serving = serve(&socket, &news);
+    let mut identities = follow(&socket);
+    let changed = timeout(Duration::from_secs(2), identities.changed()).await;
+    assert!(changed.is_err(), "it is not valid yet");
+    next(&mut identities).await;
+    serving.abort();
+}

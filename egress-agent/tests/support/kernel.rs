@@ -53,18 +53,32 @@ pub struct Kernel {
     bpffs: Bpffs,
 }
 
+fn named() -> PathBuf {
+    let object = std::env::var_os("SALLYPORT_EBPF_OBJECT");
+    let object = object
+        .expect("SALLYPORT_EBPF_OBJECT names the kernel object; `cargo xtask test` builds it");
+    object.into()
+}
+
 impl Kernel {
     /// Loads every program; the tables are empty but for the configuration.
     pub fn load() -> Self {
+        Self::load_object(&named())
+    }
+
+    /// The same of the object for kernels below 6.6, which lies beside the other.
+    pub fn load_in_parts() -> Self {
+        Self::load_object(&named().with_file_name("egress-ebpf-in-parts.o"))
+    }
+
+    fn load_object(object: &Path) -> Self {
         // SAFETY: no arguments, can't fail.
         let root = unsafe { libc::geteuid() } == 0;
         assert!(
             root,
             "loading kernel programs needs root; `cargo xtask test --no-root` leaves it out"
         );
-        let object = std::env::var("SALLYPORT_EBPF_OBJECT")
-            .expect("SALLYPORT_EBPF_OBJECT names the kernel object; `cargo xtask test` builds it");
-        let object = std::fs::read(&object).expect("read the kernel object");
+        let object = std::fs::read(object).expect("read the kernel object");
         let bpffs = Bpffs::mount();
         // Where an agent pins them.
         let pins = bpffs

@@ -3,4 +3,5 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod kernel;
+pub mod place;
 pub mod policy;

@@ -9,16 +9,22 @@
 mod fragment;
 mod icmp_error;
 mod neighbour;
+#[cfg(feature = "in-parts")]
+pub mod parts;
 mod rules;
 
 use crate::flow;
 use crate::maps::{DENY_REJECT, Endpoint, MODE_AUDIT, MODE_OFF, NO_RULE};
-use crate::packet::{self, Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP};
+#[cfg(not(feature = "in-parts"))]
+use crate::packet::{self, Packet as Parts};
+use crate::packet::{Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP};
 use crate::reason::{Reason, Verdict};
 use crate::tables::{Full, Tables};
 use fragment::{first_fragment, later_fragment};
 use icmp_error::icmp_error;
 use neighbour::neighbour;
+#[cfg(feature = "in-parts")]
+use parts::Parts;
 use rules::{exact, near, passing, prefix};
 
 /// Which hook asks.
@@ -41,9 +47,9 @@ pub struct Outcome {
 
 /// A reason and the rule behind it in one word, because a BPF function returns one register:
 /// the reason in the low 8 bits, the rule in the high 16.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
-struct End(u32);
+pub struct End(u32);
 
 impl End {
     /// The function had nothing to say.
@@ -54,8 +60,9 @@ impl End {
         Self(((rule as u32) << 16) | reason as u32)
     }
 
+    /// That of no rule.
     #[inline(always)]
-    const fn bare(reason: Reason) -> Self {
+    pub const fn bare(reason: Reason) -> Self {
         Self::new(reason, NO_RULE)
     }
 
@@ -83,7 +90,7 @@ impl End {
 /// Decides about a packet that a pod sends. `headers` must be [`Headers::default`]; afterwards it
 /// tells the packet, as far as it was parsed.
 #[inline(always)]
-pub fn from_pod<P: Packet, T: Tables>(
+pub fn from_pod<P: Parts, T: Tables>(
     side: Side,
     packet: &P,
     endpoint: &Endpoint,
@@ -97,11 +104,17 @@ pub fn from_pod<P: Packet, T: Tables>(
             rule: NO_RULE,
         };
     }
+    #[cfg(feature = "in-parts")]
+    let found = packet.parse(side, headers);
+    #[cfg(not(feature = "in-parts"))]
     let found = match side {
         Side::Device => packet::frame(packet, headers, endpoint.zero),
         Side::Cgroup => packet::network(packet, headers, endpoint.zero),
     };
     let end = match found {
+        #[cfg(feature = "in-parts")]
+        Found::Ip => packet.judge(side, headers, endpoint, tables),
+        #[cfg(not(feature = "in-parts"))]
         Found::Ip => ip(side, packet, headers, endpoint, tables),
         Found::Arp => End::bare(arp(headers.src[3], endpoint)).forget_path(endpoint.zero),
         Found::Bad(reason) => End::bare(reason).forget_path(endpoint.zero),
@@ -127,11 +140,14 @@ pub fn from_pod<P: Packet, T: Tables>(
 
 /// Takes note of a packet to a held pod, so that its reply passes.
 #[inline(always)]
-pub fn to_pod<P: Packet, T: Tables>(side: Side, packet: &P, endpoint: &Endpoint, tables: &T) {
+pub fn to_pod<P: Parts, T: Tables>(side: Side, packet: &P, endpoint: &Endpoint, tables: &T) {
     if endpoint.mode == MODE_OFF {
         return;
     }
     let mut headers = Headers::default();
+    #[cfg(feature = "in-parts")]
+    let found = packet.parse(side, &mut headers);
+    #[cfg(not(feature = "in-parts"))]
     let found = match side {
         Side::Device => packet::frame(packet, &mut headers, endpoint.zero),
         Side::Cgroup => packet::network(packet, &mut headers, endpoint.zero),

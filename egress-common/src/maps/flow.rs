@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
     pub slot: u32,
-    /// The other end's address.
+    /// The other end's address, an IPv4 address mapped.
     pub peer_be: [u8; 16],
     /// The other end's port; for an ICMP echo its identifier.
     pub peer_port_be: [u8; 2],
@@ -13,7 +13,9 @@ pub struct FlowKey {
     pub pod_port_be: [u8; 2],
     /// IP protocol number.
     pub proto: u8,
-    pub pad: [u8; 3],
+    /// Version of IP: an IPv6 packet may bear a mapped address, and is no IPv4 packet.
+    pub version: u8,
+    pub pad: [u8; 2],
 }
 
 /// Value of `sp_flows_in` and `sp_flows_out`.

@@ -188,6 +188,12 @@ pub const fn pair(first_be: u16, second_be: u16) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
+/// A word whose first two bytes in memory are these.
+#[inline(always)]
+pub const fn short_pair(first: u8, second: u8) -> u32 {
+    u32::from_ne_bytes([first, second, 0, 0])
+}
+
 /// A word whose first byte in memory is this one.
 #[inline(always)]
 pub const fn word(first: u8) -> u32 {

@@ -66,7 +66,7 @@ fields! {
     PREFIX_KEY4 = PrefixKey4 { policy_be, addr_be }
     PREFIX_KEY6 = PrefixKey6 { policy_be, addr_be }
     PREFIX_RULE = PrefixRule { count, deny, deny_rule, ranges }
-    FLOW_KEY = FlowKey { slot, peer_be, peer_port_be, pod_port_be, proto, pad }
+    FLOW_KEY = FlowKey { slot, peer_be, peer_port_be, pod_port_be, proto, version, pad }
     FLOW = Flow { seen_ns, state, pad }
     INBOUND = Inbound { networks }
     FRAGMENT_KEY = FragmentKey { slot, id_be, dst_be, proto, pad }
@@ -217,7 +217,7 @@ pub const SCHEMAS: &[Schema] = &[
     map(
         name::POLICY_INFO,
         "hash",
-        limits::MAX_SLOTS,
+        limits::MAX_POLICIES,
         POLICY,
         POLICY_INFO,
     ),

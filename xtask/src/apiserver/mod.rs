@@ -2,6 +2,7 @@
 //! as the real one does them, and faults by a seed. It checks nothing of what objects say and lets
 //! everybody do everything.
 
+mod absence;
 mod answer;
 mod apply;
 mod faults;
@@ -15,7 +16,7 @@ mod watch;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use absence::Absence;
 pub use faults::{Fault, Faults};
 pub use resources::{definition, gloo_definitions, own_definitions};
 
@@ -43,6 +45,7 @@ pub type Asked = (&'static str, String);
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
+    listener: Arc<TcpListener>,
     address: SocketAddr,
     accepting: Option<JoinHandle<()>>,
 }
@@ -52,7 +55,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     stopped: AtomicBool,
-    away: AtomicBool,
+    away: Mutex<Option<Absence>>,
     connections: Mutex<HashMap<u64, TcpStream>>,
     next: AtomicU64,
 }
@@ -81,8 +84,12 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn absence(&self) -> Option<Absence> {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_away(&self) -> bool {
-        self.stopped.load(Ordering::SeqCst) || self.away.load(Ordering::SeqCst)
+        self.stopped.load(Ordering::SeqCst) || self.absence() == Some(Absence::Breaks)
     }
 }
 
@@ -106,14 +113,16 @@ impl ApiServer {
             state: Mutex::default(),
             changed: Condvar::new(),
             stopped: AtomicBool::new(false),
-            away: AtomicBool::new(false),
+            away: Mutex::default(),
             connections: Mutex::default(),
             next: AtomicU64::new(0),
         });
-        let accepting = Arc::clone(&shared);
-        let accepting = thread::spawn(move || accept(&listener, &accepting));
+        let listener = Arc::new(listener);
+        let (ear, accepting) = (Arc::clone(&listener), Arc::clone(&shared));
+        let accepting = thread::spawn(move || accept(&ear, &accepting));
         Ok(Self {
             shared,
+            listener,
             address,
             accepting: Some(accepting),
         })
@@ -219,14 +228,6 @@ impl ApiServer {
         std::mem::take(&mut self.shared.state().asked)
     }
 
-    /// Breaks all connections and takes no others; or comes back.
-    pub fn set_away(&self, away: bool) {
-        self.shared.away.store(away, Ordering::SeqCst);
-        if away {
-            self.break_connections();
-        }
-    }
-
     /// Breaks all connections.
     pub fn break_connections(&self) {
         for (_, stream) in self.shared.connections().drain() {
@@ -290,8 +291,15 @@ fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         if shared.is_away() {
             break;
         }
-        if !answer::answer(&mut stream, shared, &request)? {
-            break;
+        match shared.absence() {
+            Some(Absence::Silent) => {}
+            Some(Absence::Fails) => {
+                let message = "the database is away";
+                let answer = http::Response::failure(500, "InternalError", message);
+                stream.write_all(&answer.bytes())?;
+            }
+            _ if answer::answer(&mut stream, shared, &request)? => {}
+            _ => break,
         }
     }
     let _ = stream.shutdown(Shutdown::Both);

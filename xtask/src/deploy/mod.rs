@@ -100,8 +100,14 @@ pub fn files(chart: &Chart) -> Result<BTreeMap<String, String>> {
     kustomization(&mut files, "policy-server", &below);
 
     let uninstall = chart.render(&json!({ "uninstall": true }))?;
-    take(&mut files, "uninstall", &uninstall, &["daemonset"])?;
-    kustomization(&mut files, "uninstall", &["../common", "daemonset.yaml"]);
+    take(
+        &mut files,
+        "uninstall",
+        &uninstall,
+        &["daemonset", "uninstall"],
+    )?;
+    let below = ["../common", "daemonset.yaml", "uninstall.yaml"];
+    kustomization(&mut files, "uninstall", &below);
 
     let on = json!({ "enabled": true });
     let monitoring = chart.render(&json!({

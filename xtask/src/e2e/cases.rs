@@ -132,7 +132,10 @@ pub const CASES: &[Case] = &[
         "an agent that starts meanwhile holds what the last one held",
     ),
     case("bad-object-mended", "once it is mended it holds"),
-    case("uninstall", "no program, pin or taint is left on any node"),
+    case(
+        "uninstall",
+        "no program, pin, taint, report or Lease is left of any node",
+    ),
     case("uninstall-open", "what was held reaches the outside again"),
     case("uninstall-release", "the release is gone"),
 ];

@@ -96,6 +96,9 @@ pub enum Probe {
         to: SocketAddr,
         #[arg(long)]
         payload: String,
+        /// To so many ports, from that on; the answer of the first is waited for
+        #[arg(long, default_value_t = 1)]
+        ports: u16,
         #[command(flatten)]
         wait: Wait,
     },
@@ -195,9 +198,19 @@ impl Probe {
                     ..Answer::default()
                 })
             }
-            Self::Udp { to, payload, wait } => {
+            Self::Udp {
+                to,
+                payload,
+                ports,
+                wait,
+            } => {
                 let socket = UdpSocket::bind(any(*to))?;
                 socket.set_read_timeout(Some(wait.duration()))?;
+                for more in 1..*ports {
+                    let port = to.port().wrapping_add(more);
+                    // Refusals of earlier ones are no matter.
+                    let _ = socket.send_to(payload.as_bytes(), (to.ip(), port));
+                }
                 socket.connect(to)?;
                 socket.send(payload.as_bytes())?;
                 let mut buffer = [0; 2048];

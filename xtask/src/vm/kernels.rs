@@ -18,6 +18,8 @@ const STEP: &str = "vm";
 pub enum Support {
     /// The agent refuses to start, in a sentence that says this.
     Refused(&'static str),
+    /// Holds pods by filters of clsact, with the programs in parts.
+    Clsact,
     /// Holds pods by tcx.
     Tcx,
 }
@@ -26,6 +28,7 @@ impl fmt::Display for Support {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Refused(_) => "refused",
+            Self::Clsact => "clsact",
             Self::Tcx => "tcx",
         })
     }
@@ -47,12 +50,12 @@ impl Series {
         Self {
             name: "5.10",
             suite: "bullseye",
-            support: Support::Refused("needs Linux 6.6"),
+            support: Support::Refused("lacks bpf_ktime_get_coarse_ns"),
         },
         Self {
             name: "6.1",
             suite: "bookworm",
-            support: Support::Refused("needs Linux 6.6"),
+            support: Support::Clsact,
         },
         Self {
             name: "6.12",

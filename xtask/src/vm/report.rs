@@ -11,7 +11,7 @@ use super::plan::Done;
 use crate::cmd::Cmd;
 
 /// The columns between what a kernel is and the verdict.
-const COLUMNS: [&str; 4] = ["programs", "frames", "hooks", "packets"];
+const COLUMNS: [&str; 5] = ["programs", "frames", "hooks", "packets", "clock"];
 
 /// One kernel.
 #[derive(Debug, Serialize)]
@@ -61,12 +61,17 @@ pub fn judge(series: &Series, told: &Told) -> Row {
                 row.remark = format!("not refused with \"{wanted}\", but: {}", row.remark);
             }
         }
-        Support::Tcx => {
-            row.cells = COLUMNS.map(|name| cell(name, &told.done)).into();
+        Support::Clsact | Support::Tcx => {
+            let columns = COLUMNS.into_iter().filter(|name| {
+                // What the clock says has nothing to do with how pods are held.
+                series.support == Support::Tcx || *name != "clock"
+            });
+            row.cells = columns.map(|name| cell(name, &told.done)).collect();
             row.ok = row.cells.iter().all(|cell| cell.ok);
             if let Some(bad) = row.cells.iter().find(|cell| !cell.ok) {
-                let output = told.done.iter().find(|it| it.name == bad.name);
-                let lines = output.map_or(&[][..], |it| it.output.as_slice());
+                let mut tasks = told.done.iter().filter(|it| it.name == bad.name);
+                let bad_task = tasks.find(|it| !went_well(it));
+                let lines = bad_task.map_or(&[][..], |it| it.output.as_slice());
                 row.remark = format!("{}: {}", bad.name, complaint(lines));
             }
         }
@@ -97,8 +102,10 @@ fn complaint(output: &[String]) -> String {
     said
 }
 
+/// All tasks of that name together.
 fn cell(name: &str, done: &[Done]) -> Cell {
-    let Some(it) = done.iter().find(|it| it.name == name) else {
+    let tasks: Vec<&Done> = done.iter().filter(|it| it.name == name).collect();
+    let Some(first) = tasks.first() else {
         return Cell {
             name: name.to_owned(),
             ok: false,
@@ -106,22 +113,30 @@ fn cell(name: &str, done: &[Done]) -> Cell {
             seconds: 0,
         };
     };
-    // A filter that fits nothing must not pass for a success.
-    let passed = it.output.iter().find_map(|line| passed(line)).unwrap_or(0);
-    let ok = it.exit == Some(0) && passed > 0;
+    let ok = tasks.iter().all(|it| went_well(it));
+    let passed: usize = tasks.iter().map(|it| passed_in(it)).sum();
     let text = match (name, ok) {
-        (_, false) if it.exit.is_none() => "too slow, or killed".to_owned(),
+        (_, false) if tasks.iter().any(|it| it.exit.is_none()) => "too slow, or killed".to_owned(),
         (_, false) => "FAILED".to_owned(),
-        ("programs", true) => programs(&it.output),
-        ("frames", true) => frames(&it.output),
+        ("programs", true) => programs(&first.output),
+        ("frames", true) => frames(&first.output),
         _ => format!("{passed} tests"),
     };
     Cell {
         name: name.to_owned(),
         ok,
         text,
-        seconds: it.seconds,
+        seconds: tasks.iter().map(|it| it.seconds).sum(),
     }
+}
+
+/// A filter that fits nothing must not pass for a success.
+fn went_well(it: &Done) -> bool {
+    it.exit == Some(0) && passed_in(it) > 0
+}
+
+fn passed_in(it: &Done) -> usize {
+    it.output.iter().find_map(|line| passed(line)).unwrap_or(0)
 }
 
 /// Tests that passed, from a harness's last line.
@@ -164,8 +179,8 @@ impl Report {
         let mut text = format!(
             "# Kernels\n\n\
              Seen on {}, written by `cargo xtask vm --write`: Debian's kernels for x86-64, booted in QEMU.\n\n\
-             | kernel | release | held by | programs (most instructions verified) | frames, kernel and native | hooks | packets | as expected |\n\
-             |---|---|---|---|---|---|---|---|\n",
+             | kernel | release | held by | programs (most instructions verified) | frames, kernel and native | hooks | packets | clock | as expected |\n\
+             |---|---|---|---|---|---|---|---|---|\n",
             date.trim()
         );
         for row in &self.rows {
@@ -191,7 +206,8 @@ impl Report {
             "\n*programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
              `decide()` does natively, reason by reason. *hooks*: they are attached, found again, \
              replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
-             miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`.\n",
+             miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`. \
+             *clock*: it is set forward and back under traffic, while an agent runs and while none does.\n",
         );
         Ok(text)
     }
@@ -201,8 +217,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<8} {:<26} {:<8} {:<32} {:<12} {:<9} {:<9} verdict",
-            "kernel", "release", "held by", "programs", "frames", "hooks", "packets"
+            "{:<8} {:<26} {:<8} {:<32} {:<12} {:<9} {:<9} {:<9} verdict",
+            "kernel", "release", "held by", "programs", "frames", "hooks", "packets", "clock"
         )?;
         for row in &self.rows {
             write!(
@@ -210,7 +226,7 @@ impl fmt::Display for Report {
                 "{:<8} {:<26} {:<8}",
                 row.kernel, row.release, row.expected
             )?;
-            for (name, width) in COLUMNS.iter().zip([32, 12, 9, 9]) {
+            for (name, width) in COLUMNS.iter().zip([32, 12, 9, 9, 9]) {
                 let cell = row.cells.iter().find(|cell| cell.name == *name);
                 write!(
                     f,
@@ -292,12 +308,12 @@ mod tests {
                 &told(vec![done("start", exit, &[later, text, later])]),
             )
         };
-        let right = "2026-11-30T08:18:16Z ERROR egress_agent::agent::program: this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer event=\"failed\"";
+        let right = "2026-11-30T08:18:16Z ERROR egress_agent::agent::program: this kernel (5.10) lacks bpf_ktime_get_coarse_ns; Sallyport needs Linux 6.1 or newer event=\"failed\"";
         let row = start(Some(1), right);
         assert!(row.ok);
         assert_eq!(
             row.remark,
-            "this kernel has no tcx hooks; Sallyport needs Linux 6.6 or newer"
+            "this kernel (5.10) lacks bpf_ktime_get_coarse_ns; Sallyport needs Linux 6.1 or newer"
         );
         assert!(
             !start(

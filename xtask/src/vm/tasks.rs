@@ -11,6 +11,7 @@ use super::kernels::Support;
 use super::plan::Task;
 use crate::binaries::{self, Built};
 use crate::cmd::{Cmd, find_program, say};
+use crate::ebpf;
 use crate::tools::system;
 use crate::workspace::Workspace;
 
@@ -20,16 +21,25 @@ const FRAMES: &str = "2000";
 /// Bound of one test program: on a busy host an emulated machine was seen to take 121 s.
 const LIMIT_S: u64 = 300;
 
-/// Of the tests of hooks those that load the programs a few times; to verify them takes an emulated
-/// machine ten seconds.
-const HOOKS: [&str; 3] = [
-    "follows_the_desired_state",
-    "gets_our_program_without_a_new_link",
-    "can_not_be_hooked",
+/// What a test waits for in an emulated machine, in seconds.
+const PATIENCE_S: &str = "60";
+
+/// Tests of hooks by whatever the kernel has.
+const HOOKS: [&str; 2] = ["follows_the_desired_state", "can_not_be_hooked"];
+/// Those by tcx.
+const BY_TCX: [&str; 2] = ["gets_our_program_without_a_new_link", "keep_their_place"];
+/// Those by clsact that need no tcx beside it.
+const BY_CLSACT: [&str; 6] = [
+    "filters_are_found_again",
+    "a_deleted_filter_or_qdisc",
+    "the_end_leaves",
+    "a_filter_of_another_version",
+    "nothing_can_come_before",
+    "packets_pass_ours_and_then",
 ];
 
 /// Test programs.
-const TESTS: [&str; 3] = ["kernel_verdicts", "datapath", "reasons"];
+const TESTS: [&str; 5] = ["kernel_verdicts", "datapath", "clsact", "reasons", "clock"];
 
 /// What a machine gets along, by absolute path.
 #[derive(Debug)]
@@ -61,7 +71,7 @@ impl Programs {
             }
         })?;
         anyhow::ensure!(compiled, "the tests do not build");
-        let system = ["ip", "nft", "mount", "umount", "nsenter", "sh"]
+        let system = ["ip", "tc", "nft", "mount", "umount", "nsenter", "sh"]
             .map(|name| find_program(name).with_context(|| format!("`{name}` is not on PATH")));
         Ok(Self {
             built,
@@ -85,19 +95,30 @@ impl Programs {
         }
         let sh = self.system.last().context("a shell")?;
         root.program(sh, Path::new("/bin/sh"))?;
-        let object = std::fs::read(&self.built.ebpf_object)?;
-        root.file(&self.built.ebpf_object, object);
+        let object = &self.built.ebpf_object;
+        for object in [object, &ebpf::in_parts(object)] {
+            root.file(object, std::fs::read(object)?);
+        }
         Ok(())
     }
 
     pub fn tasks(&self, support: Support) -> Vec<Task> {
         match support {
             Support::Refused(_) => vec![self.start()],
+            Support::Clsact => vec![
+                self.test("programs", "kernel_verdicts", &["accepts_all_in_parts"]),
+                self.test("frames", "kernel_verdicts", &["kernel_in_parts_and_native"]),
+                self.test("hooks", "datapath", &HOOKS),
+                self.test("hooks", "clsact", &BY_CLSACT),
+                self.test("packets", "reasons", &["needs_root"]),
+            ],
             Support::Tcx => vec![
                 self.test("programs", "kernel_verdicts", &["accepts_every_program"]),
-                self.test("frames", "kernel_verdicts", &["decide_alike"]),
+                self.test("frames", "kernel_verdicts", &["kernel_and_native"]),
                 self.test("hooks", "datapath", &HOOKS),
+                self.test("hooks", "datapath", &BY_TCX),
                 self.test("packets", "reasons", &["needs_root"]),
+                self.test("clock", "clock", &["needs_root"]),
             ],
         }
     }
@@ -127,6 +148,9 @@ impl Programs {
                 self.built.ebpf_object.display().to_string(),
             ),
             ("SALLYPORT_FRAMES", FRAMES.to_owned()),
+            ("SALLYPORT_PATIENCE", PATIENCE_S.to_owned()),
+            // Nobody else has this machine's clock.
+            ("SALLYPORT_CLOCK", "ours".to_owned()),
             ("PATH", guest::SEARCH.to_owned()),
             ("HOME", "/root".to_owned()),
         ];

@@ -19,6 +19,7 @@ fn rights_capabilities_and_mounts_have_their_reasons() {
     let folder = WORKSPACE.root.join("deploy/helm/sallyport/templates");
     for (file, after, item, least) in [
         ("rbac.yaml", "rules:", "- apiGroups:", 10),
+        ("uninstall.yaml", "rules:", "- apiGroups:", 2),
         ("daemonset.yaml", "volumes:", "- name:", 7),
         ("_container.tpl", "volumeMounts:", "- ", 10),
     ] {

@@ -2,11 +2,11 @@
 //! API server takes, and what the agent understands; values that make no sense are refused.
 
 mod explained;
+mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -236,77 +236,6 @@ fn the_agent_knows_every_setting_that_it_is_given() {
                     );
                 }
             }
-        }
-    }
-}
-
-/// Variables of a container; those that the kubelet fills in are `node`.
-fn environment(container: &Value) -> BTreeMap<&str, &str> {
-    let settings = container["env"].as_array().into_iter().flatten();
-    settings
-        .map(|it| {
-            let name = it["name"].as_str().expect("a name");
-            (name, it["value"].as_str().unwrap_or("node"))
-        })
-        .collect()
-}
-
-/// Runs a program of `cargo xtask test` as a container would be, but where nothing can be touched:
-/// its run directory can't be made, and no BPF file system is there.
-fn exit_status(
-    variable: &str,
-    container: &Value,
-    nowhere: &Path,
-    more: &[(&str, &str)],
-) -> (Option<i32>, String) {
-    let program = std::env::var_os(variable);
-    let program = program
-        .unwrap_or_else(|| panic!("{variable} names the program; `cargo xtask test` sets it"));
-    let command = container["command"].as_array().into_iter().flatten();
-    let args = container["args"].as_array().into_iter().flatten();
-    let output = Command::new(program)
-        .args(command.skip(1).chain(args).filter_map(Value::as_str))
-        .env_clear()
-        .envs(environment(container))
-        .env("SALLYPORT_RUN_DIR", "/dev/null/run")
-        .env("SALLYPORT_BPFFS", nowhere)
-        .env("SALLYPORT_CGROUP_ROOT", nowhere)
-        .envs(more.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("it starts");
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output.status.code(), words)
-}
-
-#[test]
-fn the_programs_take_what_the_chart_tells_them() {
-    // Options that make no sense are 2; what can't be done with good ones is 1.
-    let (refused, failed) = (Some(2), Some(1));
-    let nowhere = tempfile::tempdir().expect("a directory");
-    let object = std::env::var("SALLYPORT_EBPF_OBJECT").unwrap_or_default();
-    let object = ("SALLYPORT_EBPF_OBJECT", object.as_str());
-    for (name, values) in choices() {
-        for set in rendered(&values) {
-            if set["kind"] != "DaemonSet" {
-                continue;
-            }
-            let pod = &set["spec"]["template"]["spec"];
-            if pod["initContainers"].is_array() {
-                let first = &pod["initContainers"][0];
-                let (status, words) =
-                    exit_status("SALLYPORT_EGRESSCTL", first, nowhere.path(), &[]);
-                assert_eq!(status, Some(0), "{name}: {words}");
-                continue;
-            }
-            let agent = &pod["containers"][0];
-            let run =
-                |more: &[(&str, &str)]| exit_status("SALLYPORT_AGENT", agent, nowhere.path(), more);
-            let (status, words) = run(&[object]);
-            assert_eq!(status, failed, "{name}: {words}");
-            assert!(words.contains("/dev/null/run"), "{name}: {words}");
-            let (status, words) = run(&[object, ("SALLYPORT_UNKNOWN_PODS", "perhaps")]);
-            assert_eq!(status, refused, "{name}: {words}");
         }
     }
 }

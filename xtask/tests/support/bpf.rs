@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 const MAP_LOOKUP_ELEM: i64 = 1;
+const MAP_UPDATE_ELEM: i64 = 2;
 const MAP_DELETE_ELEM: i64 = 3;
 const MAP_GET_NEXT_KEY: i64 = 4;
 const PROG_LOAD: i64 = 5;
+const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const LINK_CREATE: i64 = 28;
 const LINK_DETACH: i64 = 34;
@@ -84,9 +86,8 @@ pub fn detach(pin: &Path) {
     unsafe { Attr::new().fd(0, &link).call(LINK_DETACH) }.expect("detach");
 }
 
-/// Puts a program first on a device of the calling thread's network namespace that leaves all to
-/// those after it.
-pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
+/// A program for devices that leaves all packets to those after it.
+fn harmless() -> io::Result<OwnedFd> {
     // r0 = TCX_NEXT; exit
     let instructions: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
     let program = Attr::new()
@@ -95,7 +96,21 @@ pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
         .pointer(8, instructions.as_ptr())
         .pointer(16, c"GPL".as_ptr());
     // SAFETY: two instructions and a C string, both alive.
-    let program = unsafe { program.open(PROG_LOAD) }?;
+    unsafe { program.open(PROG_LOAD) }
+}
+
+/// Pins one.
+pub fn pin_harmless(pin: &Path) -> io::Result<()> {
+    let program = harmless()?;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attr = Attr::new().pointer(0, path.as_ptr()).fd(8, &program);
+    // SAFETY: a live C string.
+    unsafe { attr.call(OBJ_PIN) }.map(drop)
+}
+
+/// Puts one first on a device of the calling thread's network namespace.
+pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
+    let program = harmless()?;
     let link = Attr::new().fd(0, &program).word(4, ifindex);
     // SAFETY: no pointers.
     unsafe { link.word(8, TCX_INGRESS).word(12, BEFORE).open(LINK_CREATE) }
@@ -103,16 +118,44 @@ pub fn go_before(ifindex: u32) -> io::Result<OwnedFd> {
 
 /// The first key of a map.
 pub fn first_key(pin: &Path, size: usize) -> io::Result<Vec<u8>> {
+    let first = keys(pin, size)?.into_iter().next();
+    first.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// All keys of a map.
+pub fn keys(pin: &Path, size: usize) -> io::Result<Vec<Vec<u8>>> {
     let map = open(pin)?;
-    let mut key = vec![0; size];
-    // SAFETY: the key is as long as the map's, which the caller knows.
-    unsafe {
-        Attr::new()
-            .fd(0, &map)
-            .pointer(16, key.as_mut_ptr())
-            .call(MAP_GET_NEXT_KEY)
-    }?;
-    Ok(key)
+    let mut keys: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut key = vec![0; size];
+        let last = keys.last().map_or(std::ptr::null(), Vec::as_ptr);
+        let attr = Attr::new().fd(0, &map).pointer(8, last);
+        // SAFETY: keys are as long as the map's, which the caller knows.
+        match unsafe { attr.pointer(16, key.as_mut_ptr()).call(MAP_GET_NEXT_KEY) } {
+            Ok(_) => keys.push(key),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(keys),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub fn update(pin: &Path, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let map = open(pin)?;
+    let attr = Attr::new().fd(0, &map).pointer(8, key.as_ptr());
+    // SAFETY: both are as long as the map's, which the caller knows.
+    unsafe { attr.pointer(16, value.as_ptr()).call(MAP_UPDATE_ELEM) }.map(drop)
+}
+
+/// The value of a key, so many bytes of it.
+pub fn get(pin: &Path, key: &[u8], size: usize) -> Option<Vec<u8>> {
+    let map = open(pin).ok()?;
+    // Longer than any value.
+    let mut value = vec![0_u8; 1024];
+    let attr = Attr::new().fd(0, &map).pointer(8, key.as_ptr());
+    // SAFETY: as above.
+    unsafe { attr.pointer(16, value.as_mut_ptr()).call(MAP_LOOKUP_ELEM) }.ok()?;
+    value.truncate(size);
+    Some(value)
 }
 
 pub fn delete(pin: &Path, key: &[u8]) -> io::Result<()> {
@@ -128,10 +171,5 @@ pub fn delete(pin: &Path, key: &[u8]) -> io::Result<()> {
 }
 
 pub fn has(pin: &Path, key: &[u8]) -> bool {
-    let Ok(map) = open(pin) else { return false };
-    // Longer than any value.
-    let mut value = [0_u8; 1024];
-    let attr = Attr::new().fd(0, &map).pointer(8, key.as_ptr());
-    // SAFETY: as above.
-    unsafe { attr.pointer(16, value.as_mut_ptr()).call(MAP_LOOKUP_ELEM) }.is_ok()
+    get(pin, key, 0).is_some()
 }

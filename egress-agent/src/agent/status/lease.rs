@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, Error};
 use tokio::time::{Instant, sleep};
 
@@ -186,6 +186,30 @@ impl Candidate {
         replaced.map(drop)
     }
 
+    /// Deletes it where no other agent holds it; one that wants it later makes it anew.
+    ///
+    /// # Errors
+    /// If the API server can't be asked, or refuses.
+    pub async fn withdraw(&self) -> Result<bool, Error> {
+        let Some(lease) = self.leases.get_opt(LEASE_NAME).await? else {
+            return Ok(false);
+        };
+        let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_ref());
+        if holder.is_some_and(|holder| !holder.is_empty() && *holder != self.me) {
+            return Ok(false);
+        }
+        let parameters = DeleteParams::default().preconditions(Preconditions {
+            resource_version: lease.metadata.resource_version,
+            uid: lease.metadata.uid,
+        });
+        match self.leases.delete(LEASE_NAME, &parameters).await {
+            Ok(_) => Ok(true),
+            // Another agent has just taken it.
+            Err(error) if is_conflict(&error) || is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn is_mine(&self, lease: &Lease) -> bool {
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_ref());
         holder == Some(&self.me)
@@ -229,6 +253,11 @@ impl Candidate {
 
 fn is_conflict(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 409)
+}
+
+/// Whether there is no such object, or no such kind any more.
+pub(super) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 404)
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Thousands of agents would fight over one `status`. So each writes an `EgressNode` of its own
 //! (`reporter`), and the one that holds a Lease (`lease`) lays these together (`aggregate`) and writes
-//! the statuses (`leader`). A pass puts what it has to tell on the [`Board`] and never waits.
+//! the statuses (`leader`). A pass puts what it has to tell on the [`Board`] and never waits. When
+//! Sallyport is taken off a node, its report goes too (`withdraw`).
 
 mod aggregate;
 mod events;
@@ -15,6 +16,7 @@ mod pace;
 mod queue;
 mod report;
 mod reporter;
+mod withdraw;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +29,7 @@ pub use events::{Notice, Regarding};
 pub use findings::Findings;
 pub use lease::Terms;
 pub use news::{Board, Following};
+pub use withdraw::withdraw;
 
 /// Field manager of `EgressNode`s.
 const MANAGER: &str = "sallyport-agent";

@@ -11,6 +11,7 @@ use egress_common::maps::{
 use crate::cli::agent::{AgentPod, AgentState, Ready};
 use crate::cli::cgroups::Place;
 use crate::cli::snapshot::Snapshot;
+use crate::datapath::DeviceHooks;
 use crate::datapath::pinned::{HookTarget, HookedDevice, PinnedHook};
 use crate::policy_server::xds::NodeState;
 use crate::telemetry::FlowEvent;
@@ -59,6 +60,7 @@ fn hook(pin: &str, target: HookTarget) -> PinnedHook {
         pin: pin.to_owned(),
         program_id: 5,
         program_tag: "00aa11bb22cc33dd".to_owned(),
+        way: pin.starts_with("dev-").then_some(DeviceHooks::Tcx),
         target,
     }
 }

@@ -23,4 +23,4 @@ pub(crate) mod property;
 pub(crate) mod random;
 #[cfg(test)]
 mod reach;
-mod scenario;
+pub(crate) mod scenario;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::make::{at, index, ip, look_up, net};
 use super::model::Rights;
+#[cfg(test)]
 use super::random::scenario;
 use super::scenario::{ADDRESSES, APPS, NAMESPACES, PROTOCOLS, Probe, Scenario};
 use crate::api::lockdown::OnDeny;

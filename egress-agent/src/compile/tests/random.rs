@@ -22,7 +22,7 @@ fn home() -> impl Strategy<Value = usize> {
     prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(2)]
 }
 
-fn pod() -> impl Strategy<Value = Pod> {
+pub fn pod() -> impl Strategy<Value = Pod> {
     (
         home(),
         home(),
@@ -73,7 +73,7 @@ fn port() -> impl Strategy<Value = Port> {
         })
 }
 
-fn service(pods: usize) -> impl Strategy<Value = Service> {
+pub fn service(pods: usize) -> impl Strategy<Value = Service> {
     let endpoints = prop::collection::vec((target(pods), prop::bool::weighted(0.8)), 0..4);
     (
         any::<bool>(),
@@ -121,7 +121,7 @@ fn cidr() -> impl Strategy<Value = Cidr> {
     )
 }
 
-fn lockdown() -> impl Strategy<Value = Lockdown> {
+pub fn lockdown() -> impl Strategy<Value = Lockdown> {
     let app = prop::option::of((select(vec!["In", "NotIn"]), 0..3_usize));
     let mode = select(vec!["Enforce", "Enforce", "Audit", "Off"]);
     let until = prop::option::of(select(vec!["2025-12-31T00:00:00Z", "2026-01-02T00:00:00Z"]));
@@ -158,7 +158,7 @@ fn lockdown() -> impl Strategy<Value = Lockdown> {
         )
 }
 
-fn gateway() -> impl Strategy<Value = Gateway> {
+pub fn gateway() -> impl Strategy<Value = Gateway> {
     let app = prop::option::weighted(0.9, prop_oneof![3 => Just(0), 1 => 1..3_usize]);
     (
         prop::option::weighted(0.2, 0..3_usize),
@@ -174,18 +174,21 @@ fn gateway() -> impl Strategy<Value = Gateway> {
         })
 }
 
+pub fn probe(pods: usize) -> impl Strategy<Value = Probe> {
+    let address = prop_oneof![0..ADDRESSES.len(), select(BUSY.to_vec())];
+    let protocol = prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2), 1 => Just(3)];
+    (0..pods, address, select(PORTS.to_vec()), protocol).prop_map(
+        |(pod, address, port, protocol)| Probe {
+            pod,
+            address,
+            port,
+            protocol,
+        },
+    )
+}
+
 pub fn scenario() -> impl Strategy<Value = (Scenario, Vec<Probe>)> {
     (2..6_usize).prop_flat_map(|pods| {
-        let address = prop_oneof![0..ADDRESSES.len(), select(BUSY.to_vec())];
-        let protocol = prop_oneof![5 => Just(0), 3 => Just(1), 1 => Just(2), 1 => Just(3)];
-        let probe = (0..pods, address, select(PORTS.to_vec()), protocol).prop_map(
-            |(pod, address, port, protocol)| Probe {
-                pod,
-                address,
-                port,
-                protocol,
-            },
-        );
         let scenario = (
             prop::collection::vec(pod(), pods),
             prop::collection::vec(service(pods), 0..4),
@@ -202,6 +205,6 @@ pub fn scenario() -> impl Strategy<Value = (Scenario, Vec<Probe>)> {
                     node_local_dns,
                 },
             );
-        (scenario, prop::collection::vec(probe, 60))
+        (scenario, prop::collection::vec(probe(pods), 60))
     })
 }

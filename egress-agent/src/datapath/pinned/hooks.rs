@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 
-use super::super::sys;
+use super::super::{DeviceHooks, LinkState, clsact, device, links, sys};
 use super::{Pinned, PinnedError, describe, layouts, list};
 
-/// A pinned link, as the kernel describes it now.
+/// A pinned hook, as the kernel describes it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinnedHook {
     /// Name of the pin: `dev-<ifindex>-<direction>` or `cg-<hook>`.
@@ -19,6 +19,8 @@ pub struct PinnedHook {
     pub program_id: u32,
     /// Tag of its program, in hexadecimal.
     pub program_tag: String,
+    /// How it is attached; none for one on a cgroup.
+    pub way: Option<DeviceHooks>,
     pub target: HookTarget,
 }
 
@@ -30,7 +32,7 @@ pub struct HookedDevice {
     pub is_first: bool,
 }
 
-/// What a link hangs on.
+/// What a hook hangs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookTarget {
     /// A device, by its interface index in the agent's network namespace.
@@ -42,7 +44,7 @@ pub enum HookTarget {
 }
 
 impl Pinned {
-    /// All pinned links, sorted by the name of their pin: also those of another layout that an agent
+    /// All pinned hooks, sorted by the name of their pin: also those of another layout that an agent
     /// is taking over.
     pub fn hooks(&self) -> Result<Vec<PinnedHook>, PinnedError> {
         let mut hooks = self.own_hooks()?;
@@ -62,7 +64,8 @@ impl Pinned {
         Ok(hooks)
     }
 
-    /// Those of this layout.
+    /// Those of this layout. Filters are looked for in the caller's network namespace, which must be
+    /// the node's.
     pub fn own_hooks(&self) -> Result<Vec<PinnedHook>, PinnedError> {
         let directory = self.root.join("links");
         let mut hooks = Vec::new();
@@ -70,7 +73,7 @@ impl Pinned {
             let path = directory.join(&pin);
             let read = sys::open_pin(&path).and_then(|link| describe(link.as_raw_fd()));
             match read {
-                Ok(facts) => hooks.push(hook(pin, &facts)),
+                Ok(facts) => hooks.push(found(pin, &facts)),
                 // Unpinned since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(PinnedError::Io { path, error }),
@@ -97,17 +100,10 @@ impl Pinned {
                 if hook.target != HookTarget::Device(interface.index()) {
                     continue;
                 }
-                let side = if hook.pin.ends_with("-ingress") {
-                    TcAttachType::Ingress
-                } else {
-                    TcAttachType::Egress
-                };
-                let Ok((_, programs)) = SchedClassifier::query_tcx(name, side) else {
-                    continue;
-                };
-                let place = programs.iter().position(|it| it.id() == hook.program_id);
-                is_ours |= place.is_some();
-                is_first &= place == Some(0);
+                if let Some(first) = hook.comes_first(name) {
+                    is_ours = true;
+                    is_first &= first;
+                }
             }
             if is_ours {
                 let name = name.to_owned();
@@ -135,7 +131,7 @@ impl Pinned {
             for pin in list(&directory)? {
                 let path = directory.join(&pin);
                 let unpinned = if part == "links" {
-                    end_link(&path)
+                    links::unpin(&path).map(drop).map_err(io::Error::other)
                 } else {
                     std::fs::remove_file(&path)
                 };
@@ -161,11 +157,45 @@ impl Pinned {
     }
 }
 
-/// Detached now: the kernel takes its time with a link that is only unpinned.
-fn end_link(path: &Path) -> io::Result<()> {
-    let link = sys::open_pin(path)?;
-    std::fs::remove_file(path)?;
-    sys::link_detach(link.as_fd())
+impl PinnedHook {
+    /// Whether it comes first on the device of this name; none if it is not there.
+    fn comes_first(&self, device: &str) -> Option<bool> {
+        if self.way == Some(DeviceHooks::Clsact) {
+            return match self.filter() {
+                LinkState::Gone | LinkState::Wrong => None,
+                state => Some(state != LinkState::Displaced),
+            };
+        }
+        let side = if self.pin.ends_with("-ingress") {
+            TcAttachType::Ingress
+        } else {
+            TcAttachType::Egress
+        };
+        let (_, programs) = SchedClassifier::query_tcx(device, side).ok()?;
+        let place = programs.iter().position(|it| it.id() == self.program_id);
+        place.map(|place| place == 0)
+    }
+
+    /// How it is with the filter that its program is pinned for.
+    fn filter(&self) -> LinkState {
+        let place = device::parse_pin(&self.pin);
+        place.map_or(LinkState::Wrong, |(ifindex, direction)| {
+            // What can't be listed is not there, as far as anybody can tell.
+            clsact::state(ifindex, direction, self.program_id, None).unwrap_or(LinkState::Gone)
+        })
+    }
+}
+
+/// As the facts say; but of a filter they say only that there should be one.
+fn found(pin: String, facts: &BTreeMap<String, String>) -> PinnedHook {
+    let mut hook = hook(pin, facts);
+    if hook.way == Some(DeviceHooks::Clsact)
+        && let Some((ifindex, _)) = device::parse_pin(&hook.pin)
+        && hook.filter().stands()
+    {
+        hook.target = HookTarget::Device(ifindex);
+    }
+    hook
 }
 
 fn remove_directory(path: &Path) -> Result<(), PinnedError> {
@@ -189,8 +219,14 @@ fn hook(pin: String, facts: &BTreeMap<String, String>) -> PinnedHook {
         _ => HookTarget::Gone,
     };
     let program_id = number("prog_id").and_then(|id| u32::try_from(id).ok());
+    let way = if facts.contains_key("prog_type") {
+        Some(DeviceHooks::Clsact)
+    } else {
+        facts.contains_key("ifindex").then_some(DeviceHooks::Tcx)
+    };
     PinnedHook {
         pin,
+        way,
         program_id: program_id.unwrap_or(0),
         program_tag: facts.get("prog_tag").cloned().unwrap_or_default(),
         target,
@@ -208,6 +244,7 @@ mod tests {
                    ifindex:\t12\nattach_type:\t46 (ingress)\n";
         let found = hook("dev-12-ingress".to_owned(), &facts(tcx));
         assert_eq!(found.target, HookTarget::Device(12));
+        assert_eq!(found.way, Some(DeviceHooks::Tcx));
         assert_eq!(
             (found.program_id, found.program_tag.as_str()),
             (41, "00aabb")
@@ -217,5 +254,11 @@ mod tests {
         let cgroup = "link_type:\tcgroup\nprog_tag:\t01\nprog_id:\t2\ncgroup_id:\t345\n";
         let found = hook(String::new(), &facts(cgroup));
         assert_eq!(found.target, HookTarget::Cgroup(345));
+        assert_eq!(found.way, None);
+        // A mark tells its program, and not whether there is a filter.
+        let mark = "prog_type:\t3\nprog_jited:\t1\nprog_tag:\t02\nprog_id:\t9\n";
+        let found = hook("dev-12-egress".to_owned(), &facts(mark));
+        assert_eq!(found.way, Some(DeviceHooks::Clsact));
+        assert_eq!((found.program_id, found.target), (9, HookTarget::Gone));
     }
 }

@@ -26,8 +26,8 @@ const CLOSED_BY_POD: u8 = 1;
 const CLOSED_BY_PEER: u8 = 2;
 const RESET: u8 = 4;
 
-/// Protocol, peer, its port, the pod's.
-type Flow = (u8, [u8; 16], u16, u16);
+/// Whether it is IPv6, protocol, peer, its port, the pod's.
+type Flow = (bool, u8, [u8; 16], u16, u16);
 
 /// Identification, destination, protocol (of IPv4).
 type Datagram = ([u8; 4], [u8; 16], u8);
@@ -46,8 +46,6 @@ pub struct Model {
     from_outside: HashMap<Flow, Seen>,
     by_pod: HashMap<Flow, Seen>,
     fragments: HashMap<Datagram, (u64, Verdict)>,
-    /// There were IPv4-mapped addresses in IPv6 packets.
-    mixed: bool,
 }
 
 /// The policy of `support/policy.rs`, said again.
@@ -73,10 +71,6 @@ fn allowed(v6: bool, to: [u8; 16], proto: u8, port: u16) -> Option<Reason> {
 
 fn is_mapped(address: [u8; 16]) -> bool {
     address.starts_with(&mapped([0; 4])[..12])
-}
-
-fn is_mixed(ip: &Ip<'_>) -> bool {
-    ip.v6 && (is_mapped(ip.src) || is_mapped(ip.dst))
 }
 
 fn opens(ip: &Ip<'_>) -> bool {
@@ -112,7 +106,6 @@ impl Model {
             from_outside: HashMap::new(),
             by_pod: HashMap::new(),
             fragments: HashMap::new(),
-            mixed: false,
         }
     }
 
@@ -131,7 +124,6 @@ impl Model {
             }
             Reading::Ip(ip) => ip,
         };
-        self.mixed |= is_mixed(&ip);
         let own = matches!(self.side, Side::Cgroup) || self.is_own(ip.v6, ip.src);
         if matches!(self.side, Side::Device)
             && ip.v6
@@ -170,14 +162,8 @@ impl Model {
             UDP => true,
             _ => !opens(&ip),
         };
-        let reply = answers && self.open(&(ip.proto, ip.dst, ip.dst_port, ip.src_port));
+        let reply = answers && self.open(&(ip.v6, ip.proto, ip.dst, ip.dst_port, ip.src_port));
         if reply { Some(Reason::Reply) } else { by_rule }
-    }
-
-    /// A flow is known by addresses alone, in which IPv4 is mapped. An IPv6 packet with such an address
-    /// is in the same flow as the IPv4 one, and no network routes it: it may be refused.
-    pub fn may_refuse(&self, expected: Option<Reason>) -> bool {
-        self.mixed && matches!(expected, Some(Reason::Reply | Reason::IcmpError))
     }
 
     fn is_own(&self, v6: bool, address: [u8; 16]) -> bool {
@@ -248,13 +234,13 @@ impl Model {
         let rule = allowed(ip.v6, src, proto, if icmp { 0 } else { src_port });
         src == ip.dst
             && dst == ip.src
-            && (rule.is_some() || self.open(&(proto, src, src_port, dst_port)))
+            && (rule.is_some() || self.open(&(ip.v6, proto, src, src_port, dst_port)))
     }
 
     fn open(&self, flow: &Flow) -> bool {
         self.from_outside
             .get(flow)
-            .is_some_and(|seen| self.now - seen.at <= idle(flow.0, seen.state))
+            .is_some_and(|seen| self.now - seen.at <= idle(flow.1, seen.state))
     }
 
     /// A frame to the pod.
@@ -262,11 +248,10 @@ impl Model {
         let Some(Reading::Ip(ip)) = read(self.side, frame) else {
             return;
         };
-        self.mixed |= is_mixed(&ip);
         if ip.part == Part::Later {
             return;
         }
-        let flow = (ip.proto, ip.src, ip.src_port, ip.dst_port);
+        let flow = (ip.v6, ip.proto, ip.src, ip.src_port, ip.dst_port);
         let opens = opens(&ip) || (ip.proto == ICMPV6 && ip.kind == 135);
         let closes = closes(&ip, CLOSED_BY_PEER);
         if !opens && closes == 0 {
@@ -303,7 +288,7 @@ impl Model {
         let Some(Reading::Ip(ip)) = read(self.side, frame) else {
             return;
         };
-        let flow = (ip.proto, ip.dst, ip.dst_port, ip.src_port);
+        let flow = (ip.v6, ip.proto, ip.dst, ip.dst_port, ip.src_port);
         if outcome.reason == Reason::Reply {
             let state = self.from_outside[&flow].state | closes(&ip, CLOSED_BY_POD);
             touch(&mut self.from_outside, flow, state, self.now);

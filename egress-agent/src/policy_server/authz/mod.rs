@@ -9,6 +9,10 @@ mod attributes;
 mod decide;
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fixture.rs"]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the fuzzer makes its questions out of bytes")
+)]
 mod fixture;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

@@ -2,7 +2,8 @@
 //!
 //! Order of the steps, such that a crash between any two leaks nothing and breaks nothing:
 //! 1. settings; 2. devices that are nobody's yet (`outlying`) are judged by the sender (after 6 where the
-//!    gate does not stand yet); 3. policies that are new: announced as incomplete, written, completed;
+//!    gate does not stand yet); 3. entries that somebody else has put into policies, and policies that are
+//!    new: announced as incomplete, written, completed;
 //! 4. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
 //!    from outside from then on; 5. flows that stand are taken over; 6. the ingress hook, which
 //!    drops, the devices that it stands on, and the cgroup's entry, which says so;
@@ -61,6 +62,7 @@ pub fn plan(
         unclaimed: BTreeSet::new(),
     };
     planner.config();
+    planner.mend();
     let members = planner.members(desired);
     planner.unclaimed(&members);
     // Else hooks wait until the entries of all pods are written.

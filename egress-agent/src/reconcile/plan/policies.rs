@@ -10,6 +10,30 @@ use super::Planner;
 use crate::compile::{DesiredState, Digest, Policy};
 
 impl Planner<'_> {
+    /// What somebody else has made of the shortcut through the cgroup hook and of policies. Of these first what is nobody's: it may take the room, and its
+    /// number will be given to a policy.
+    pub(super) fn mend(&mut self) {
+        let observed = self.observed;
+        for (cgroup, endpoint) in &observed.cgroups {
+            if observed.mismarked.contains(cgroup) {
+                let (cgroup, endpoint) = (*cgroup, *endpoint);
+                // Written again, it takes the mark away.
+                self.step(Subject::Cgroup(cgroup), Op::SetCgroup { cgroup, endpoint });
+            }
+        }
+        for number in observed.damaged.keys().copied() {
+            if !observed.policies.contains_key(&number) {
+                self.step(Subject::Policy(number), Op::ClearPolicy { number });
+            }
+        }
+        for number in observed.damaged.keys() {
+            if let Some(info) = observed.policies.get(number) {
+                let (number, digest) = (*number, info.digest);
+                self.step(Subject::Policy(number), Op::MendPolicy { number, digest });
+            }
+        }
+    }
+
     pub(super) fn policies(&mut self, desired: &DesiredState) {
         let used = self.observed.used_policies();
         let mut next = self.observed.policies.keys().max().copied().unwrap_or(0);

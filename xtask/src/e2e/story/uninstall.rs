@@ -35,6 +35,10 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
     if programs.iter().any(BTreeSet::is_empty) {
         return Ok(Finding::new(false, "a node had no programs to take off"));
     }
+    if told(world).await?.len() != world.nodes.len() + 1 {
+        let seen = "not every node had a report, or there was no Lease";
+        return Ok(Finding::new(false, seen));
+    }
     take_off(world, settings).await?;
     let mut left = Vec::new();
     for node in world.cluster.list("Node", "", "").await? {
@@ -43,6 +47,7 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
             left.push(format!("{} has the taint {TAINT}", node.name));
         }
     }
+    left.extend(told(world).await?);
     for (node, programs) in world.nodes.iter().zip(&programs) {
         let clean = until(&node.name, FREED, || async {
             let mut found = world.left(&node.name).await?;
@@ -65,11 +70,26 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
     }
     let seen = if left.is_empty() {
         let gone: usize = programs.iter().map(BTreeSet::len).sum();
-        format!("{} nodes are clean of {gone} programs", world.nodes.len())
+        format!(
+            "{} nodes are clean of {gone} programs, their reports and the Lease are gone",
+            world.nodes.len()
+        )
     } else {
         left.join("; ")
     };
     Ok(Finding::new(left.is_empty(), seen))
+}
+
+/// What agents have made for themselves in the API server.
+async fn told(world: &World) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    for report in world.cluster.list("EgressNode", "", "").await? {
+        told.push(format!("EgressNode {}", report["metadata"]["name"]));
+    }
+    let (namespace, lease) = (world.names.system(), "sallyport-status");
+    let found = world.cluster.get("Lease", &namespace, lease).await?;
+    told.extend(found.map(|_| format!("Lease {lease}")));
+    Ok(told)
 }
 
 /// As deploy/README.md has it: what takes Sallyport off the nodes runs in the agents' place.

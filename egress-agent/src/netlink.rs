@@ -62,7 +62,7 @@ fn hint(errno: Errno) -> &'static str {
 }
 
 /// A netlink socket of one protocol.
-pub(super) struct Channel {
+pub(crate) struct Channel {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -70,7 +70,7 @@ pub(super) struct Channel {
 
 impl Channel {
     /// `protocol` is `NETLINK_*` of `linux/netlink.h`.
-    pub(super) fn open(protocol: isize) -> Result<Self, NetlinkError> {
+    pub(crate) fn open(protocol: isize) -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = Socket::new(protocol)?;
             socket.bind_auto()?;
@@ -87,7 +87,7 @@ impl Channel {
 
     /// Everything of a kind: `parse` sees the payload of each message and leaves out what it
     /// has no use for.
-    pub(super) fn dump<T>(
+    pub(crate) fn dump<T>(
         &mut self,
         doing: &'static str,
         kind: u16,
@@ -110,13 +110,24 @@ impl Channel {
     }
 
     /// One question with one answer, or an order with none.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &mut self,
         doing: &'static str,
         kind: u16,
         payload: &[u8],
     ) -> Result<Option<Vec<u8>>, NetlinkError> {
-        self.send(doing, kind, NLM_F_REQUEST | NLM_F_ACK, payload)?;
+        self.ask_with(doing, kind, 0, payload)
+    }
+
+    /// The same with flags, `NLM_F_*` of `linux/netlink.h`.
+    pub(crate) fn ask_with(
+        &mut self,
+        doing: &'static str,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+    ) -> Result<Option<Vec<u8>>, NetlinkError> {
+        self.send(doing, kind, NLM_F_REQUEST | NLM_F_ACK | flags, payload)?;
         let mut answer = None;
         while !self.receive(doing, |_, payload| answer = Some(payload.to_vec()))? {}
         Ok(answer)
@@ -156,7 +167,7 @@ impl Channel {
 }
 
 /// The messages of a datagram that nobody asked for: type and payload. Ends at the first malformed one.
-pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let message = NetlinkBuffer::new_checked(rest).ok()?;
         let length = usize::try_from(message.length()).ok()?;
@@ -166,7 +177,7 @@ pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Hands out the messages that answer request `sequence`; true at its end.
-pub(super) fn read_datagram(
+pub(crate) fn read_datagram(
     doing: &'static str,
     mut rest: &[u8],
     sequence: u32,
@@ -207,7 +218,7 @@ pub(super) fn read_datagram(
 
 /// The attributes in a message's payload behind its fixed header of `header` bytes. Ends at the
 /// first malformed one.
-pub(super) fn attributes(payload: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(payload: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let bytes = payload.get(header..).unwrap_or_default();
     NlasIterator::new(bytes).map_while(Result::ok).map(split)
 }
@@ -220,14 +231,14 @@ fn split(attribute: NlaBuffer<&[u8]>) -> (u16, &[u8]) {
 }
 
 /// The first attribute of a kind.
-pub(super) fn attribute(payload: &[u8], header: usize, kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(payload: &[u8], header: usize, kind: u16) -> Option<&[u8]> {
     attributes(payload, header)
         .find(|(found, _)| *found == kind)
         .map(|(_, value)| value)
 }
 
 /// Appends an attribute, padded to the next four bytes.
-pub(super) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(4 + value.len()).expect("attributes we send are short");
     message.extend_from_slice(&length.to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
@@ -236,17 +247,17 @@ pub(super) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// A signed number in the node's byte order.
-pub(super) fn i32_of(value: &[u8]) -> Option<i32> {
+pub(crate) fn i32_of(value: &[u8]) -> Option<i32> {
     value.try_into().ok().map(i32::from_ne_bytes)
 }
 
 /// A number in the node's byte order.
-pub(super) fn u32_of(value: &[u8]) -> Option<u32> {
+pub(crate) fn u32_of(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// Text that may end with zeros.
-pub(super) fn text_of(value: &[u8]) -> String {
+pub(crate) fn text_of(value: &[u8]) -> String {
     let end = value
         .iter()
         .position(|byte| *byte == 0)
