@@ -3,7 +3,9 @@
 mod support;
 
 mod needs_root {
+    use std::fs;
     use std::net::{IpAddr, SocketAddr, UdpSocket};
+    use std::os::unix::fs::MetadataExt as _;
     use std::path::Path;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +13,9 @@ mod needs_root {
     use std::time::Duration;
 
     use egress_common::Reason;
-    use egress_common::maps::{NO_RULE, name};
+    use egress_common::maps::{NO_RULE, covered_mark, covered_place, name};
     use serde_json::json;
-    use xtask::node::plan;
+    use xtask::node::{PodSpec, objects, plan};
 
     use super::support::held::nothing_got_out;
     use super::support::stranger::{Metrics, Pins, undone};
@@ -75,6 +77,30 @@ mod needs_root {
         let is_back = || state() == before;
         let what = "all entries deleted";
         undone(cluster, agent, "entries_changed", what, deed, is_back);
+    }
+
+    /// A pod of the node's network is said to have its hooks elsewhere: the cgroup hook lets it go.
+    fn marked(cluster: &Cluster, agent: &mut Agent, pins: &Pins) {
+        let spec = PodSpec::new("bookinfo", "on-the-node", 50).host_network();
+        let object = objects::pod(&spec);
+        cluster.state.apply(&object).expect("an object");
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        let cgroup = fs::metadata(pod.cgroup()).expect("its cgroup").ino();
+        let cgroups = pins.map(name::CGROUPS);
+        agent.wait(cluster, "its entry", |_| {
+            bpf::has(&cgroups, &cgroup.to_ne_bytes()).then_some(())
+        });
+        let map = pins.map(name::COVERED);
+        let place = covered_place(cgroup).to_ne_bytes();
+        let mark = covered_mark(cgroup).to_ne_bytes();
+        assert_eq!(bpf::get(&map, &place, 8), Some(vec![0; 8]), "it is held");
+        let deed = || bpf::update(&map, &place, &mark).expect("update");
+        let is_back = || bpf::get(&map, &place, 8) == Some(vec![0; 8]);
+        undone(cluster, agent, "entries_changed", "a mark", deed, is_back);
+        pod.delete().expect("its end");
+        let file = objects::file_name(&object);
+        cluster.state.remove(&file).expect("its object's");
+        agent.wait(cluster, "being in step", Cluster::ready);
     }
 
     /// Somebody in `web` who tries the door all the time.
@@ -195,6 +221,7 @@ mod needs_root {
 
         deleted_and_changed(&cluster, &mut agent, &pins);
         added(&cluster, &mut agent, &pins, policy);
+        marked(&cluster, &mut agent, &pins);
 
         let told = cluster.log().matches("entries_changed").count();
         assert!(metrics.disturbances(&cluster, "entries") >= told as u64);
@@ -212,5 +239,76 @@ mod needs_root {
         bpf::delete(&map, &before[0].0).expect("delete");
         cluster.agent(true).stop();
         assert_eq!(entries(&map, 12, 4), before);
+    }
+
+    /// Time of the processor that the agent has used, in milliseconds.
+    fn used(agent: &Agent) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).expect("its times");
+        let (_, stat) = stat.rsplit_once(')').expect("a name");
+        let times = stat.split_whitespace().skip(11).take(2);
+        let ticks: u64 = times
+            .map(|time| time.parse::<u64>().expect("a number"))
+            .sum();
+        // A tick is 10 ms on every architecture that matters here.
+        ticks * 10
+    }
+
+    #[test]
+    fn an_entry_among_ten_thousand_is_as_before_as_soon() {
+        const PREFIXES: usize = 10_000;
+        /// Seconds of looking on.
+        const WATCHED: u64 = 10;
+        if skipped("an_entry_among_ten_thousand_is_as_before_as_soon") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let mut agent = cluster.agent(true);
+        let watch = |agent: &Agent| {
+            sleep(Duration::from_secs(2));
+            let before = used(agent);
+            sleep(Duration::from_secs(WATCHED));
+            used(agent) - before
+        };
+        let few = watch(&agent);
+        for lockdown in 0..10 {
+            let cidr = |n: usize| {
+                let n = lockdown * PREFIXES / 10 + n;
+                json!({ "cidr": format!("198.18.{}.{}/32", n / 256, n % 256) })
+            };
+            let cidrs: Vec<_> = (0..PREFIXES / 10).map(cidr).collect();
+            let more = json!({
+                "apiVersion": "sallyport.dev/v1alpha1",
+                "kind": "EgressLockdown",
+                "metadata": { "name": format!("more-{lockdown}") },
+                "spec": {
+                    "namespaceSelector": {
+                        "matchLabels": { "kubernetes.io/metadata.name": "bookinfo" },
+                    },
+                    "mode": "Enforce",
+                    "allow": { "cidrs": cidrs },
+                },
+            });
+            cluster.state.apply(&more).expect("a lockdown");
+        }
+        let map = Pins::of(&cluster).map(name::PREFIX4);
+        agent.wait(&cluster, "its entries", |cluster| {
+            let all = bpf::keys(&map, 12).expect("keys").len() > PREFIXES;
+            (all && cluster.ready().is_some()).then_some(())
+        });
+        let many = watch(&agent);
+        println!(
+            "the agent uses {many} ms in {WATCHED} s with {PREFIXES} prefixes, {few} ms with few"
+        );
+        let keys = bpf::keys(&map, 12).expect("keys");
+        let key = &keys[PREFIXES / 2];
+        let theirs = bpf::get(&map, key, 132).expect("its value");
+        let mut changed = theirs.clone();
+        changed[1] ^= 1;
+        let deed = || bpf::update(&map, key, &changed).expect("update");
+        let is_back = || bpf::get(&map, key, 132).as_ref() == Some(&theirs);
+        let what = "an entry among ten thousand changed";
+        undone(&cluster, &mut agent, "entries_changed", what, deed, is_back);
+        agent.stop();
     }
 }

@@ -174,6 +174,9 @@ fn disturbances(
     ];
     let changed = entries.into_iter().filter(|(_, same)| !same);
     let mut changed: BTreeSet<&'static str> = changed.map(|(map, _)| map).collect();
+    if !now.mismarked.is_subset(&before.mismarked) {
+        changed.insert(name::COVERED);
+    }
     for (number, maps) in &now.damaged {
         let known = before.damaged.get(number);
         let new = |map: &&&'static str| known.is_none_or(|known| !known.contains(**map));
@@ -241,5 +244,9 @@ mod tests {
         assert_eq!(found(&before, &now), []);
         before.damaged.remove(&3);
         assert_eq!(found(&before, &now), entries);
+        let mut now = before.clone();
+        now.mismarked.insert(4711);
+        let marks = [Disturbance::Entries("sp_covered")];
+        assert_eq!(found(&before, &now), marks);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use egress_common::maps::Endpoint;
+use egress_common::maps::{Endpoint, covered_mark, covered_place};
 
 use super::device::{self, DeviceHooks};
 use super::links::{self, CgroupHook, DRAFT, Direction, LinkState, Loaded};
@@ -144,6 +144,12 @@ impl Datapath {
             config: self.maps.config.get(&0)?,
             ..Observed::default()
         };
+        for (cgroup, endpoint) in &observed.cgroups {
+            let mark = self.maps.covered.get(&covered_place(*cgroup))?;
+            if mark == Some(covered_mark(*cgroup)) && !endpoint.passes_cgroup() {
+                observed.mismarked.insert(*cgroup);
+            }
+        }
         for name in Pins::list(&self.pins.links())? {
             if let Some((ifindex, direction)) = device::parse_pin(&name) {
                 let tag = self.tags.get(direction.program()).copied();

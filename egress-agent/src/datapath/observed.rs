@@ -23,6 +23,8 @@ pub struct Observed {
     /// By number, incomplete ones too.
     pub policies: BTreeMap<u32, PolicyInfo>,
     pub damaged: Damage,
+    /// Cgroups for which the shortcut says that they pass the cgroup hook, and their entry does not.
+    pub mismarked: BTreeSet<u64>,
     /// Pinned links of devices.
     pub links: BTreeMap<(u32, Direction), LinkState>,
     /// Pinned links of kubepods.

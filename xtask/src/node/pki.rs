@@ -1,13 +1,15 @@
 //! Certificates made on the spot: the mesh's SPIFFE identities, and the outside host's own.
 
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 /// Trust domain of the mesh.
@@ -56,21 +58,43 @@ impl Authority {
         directory: &Path,
         uid: u32,
     ) -> Result<()> {
+        self.issue_workload_for(namespace, service_account, directory, uid, None)
+    }
+
+    /// As `issue_workload`, valid from the one time to the other, in seconds since 1970.
+    pub fn issue_workload_for(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        directory: &Path,
+        uid: u32,
+        valid: Option<Range<u64>>,
+    ) -> Result<()> {
         let id = spiffe_id(namespace, service_account);
         let name = SanType::URI(id.as_str().try_into().context("a SPIFFE ID")?);
-        self.issue(name, directory, uid)
+        self.issue(name, directory, uid, valid)
             .with_context(|| format!("certificate of {id}"))
     }
 
     /// Writes `tls.crt` and `tls.key` of a server with this name, and `ca.crt`, for this user.
     pub fn issue_server(&self, name: &str, directory: &Path, uid: u32) -> Result<()> {
         let san = SanType::DnsName(name.try_into().context("a DNS name")?);
-        self.issue(san, directory, uid)
+        self.issue(san, directory, uid, None)
             .with_context(|| format!("certificate of {name}"))
     }
 
-    fn issue(&self, name: SanType, directory: &Path, uid: u32) -> Result<()> {
+    fn issue(
+        &self,
+        name: SanType,
+        directory: &Path,
+        uid: u32,
+        valid: Option<Range<u64>>,
+    ) -> Result<()> {
         let mut params = CertificateParams::default();
+        if let Some(valid) = valid {
+            let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+            (params.not_before, params.not_after) = (at(valid.start), at(valid.end));
+        }
         params.subject_alt_names = vec![name];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

@@ -21,6 +21,9 @@ const FRAMES: &str = "2000";
 /// Bound of one test program: on a busy host an emulated machine was seen to take 121 s.
 const LIMIT_S: u64 = 300;
 
+/// What a test waits for in an emulated machine, in seconds.
+const PATIENCE_S: &str = "60";
+
 /// Tests of hooks by whatever the kernel has.
 const HOOKS: [&str; 2] = ["follows_the_desired_state", "can_not_be_hooked"];
 /// Those by tcx.
@@ -36,7 +39,7 @@ const BY_CLSACT: [&str; 6] = [
 ];
 
 /// Test programs.
-const TESTS: [&str; 4] = ["kernel_verdicts", "datapath", "clsact", "reasons"];
+const TESTS: [&str; 5] = ["kernel_verdicts", "datapath", "clsact", "reasons", "clock"];
 
 /// What a machine gets along, by absolute path.
 #[derive(Debug)]
@@ -115,6 +118,7 @@ impl Programs {
                 self.test("hooks", "datapath", &HOOKS),
                 self.test("hooks", "datapath", &BY_TCX),
                 self.test("packets", "reasons", &["needs_root"]),
+                self.test("clock", "clock", &["needs_root"]),
             ],
         }
     }
@@ -144,6 +148,9 @@ impl Programs {
                 self.built.ebpf_object.display().to_string(),
             ),
             ("SALLYPORT_FRAMES", FRAMES.to_owned()),
+            ("SALLYPORT_PATIENCE", PATIENCE_S.to_owned()),
+            // Nobody else has this machine's clock.
+            ("SALLYPORT_CLOCK", "ours".to_owned()),
             ("PATH", guest::SEARCH.to_owned()),
             ("HOME", "/root".to_owned()),
         ];

@@ -24,6 +24,13 @@ use xtask::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long is waited for something: emulated machines are slow, and name another bound in seconds.
+fn patience() -> Duration {
+    let named = std::env::var("SALLYPORT_PATIENCE").ok();
+    let seconds = named.and_then(|text| text.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
+}
+
 /// Prints and returns true if tests that need root were switched off by name.
 pub fn skipped(name: &str) -> bool {
     let off = std::env::var_os("SALLYPORT_SKIP_ROOT_TESTS").is_some_and(|value| value == "1");
@@ -396,7 +403,7 @@ impl Agent {
         what: &str,
         holds: impl Fn(&Cluster) -> Option<T>,
     ) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             if let Some(it) = holds(cluster) {
                 return it;
@@ -424,7 +431,7 @@ impl Agent {
 
     /// Waits until it has ended by itself; how.
     pub fn ended(&mut self) -> std::process::ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             if let Some(status) = self.child.try_wait().expect("look after the agent") {
                 return status;

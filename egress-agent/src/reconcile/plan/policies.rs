@@ -10,10 +10,17 @@ use super::Planner;
 use crate::compile::{DesiredState, Digest, Policy};
 
 impl Planner<'_> {
-    /// What somebody else has made of policies. First what is nobody's: it may take the room, and its
+    /// What somebody else has made of the shortcut through the cgroup hook and of policies. Of these first what is nobody's: it may take the room, and its
     /// number will be given to a policy.
     pub(super) fn mend(&mut self) {
         let observed = self.observed;
+        for (cgroup, endpoint) in &observed.cgroups {
+            if observed.mismarked.contains(cgroup) {
+                let (cgroup, endpoint) = (*cgroup, *endpoint);
+                // Written again, it takes the mark away.
+                self.step(Subject::Cgroup(cgroup), Op::SetCgroup { cgroup, endpoint });
+            }
+        }
         for number in observed.damaged.keys().copied() {
             if !observed.policies.contains_key(&number) {
                 self.step(Subject::Policy(number), Op::ClearPolicy { number });
