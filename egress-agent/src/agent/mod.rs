@@ -39,7 +39,7 @@ pub use program::main;
 pub use run_dir::{LAST_GOOD, Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
-use crate::datapath::{Datapath, Kernel, object};
+use crate::datapath::{Datapath, Kernel};
 use crate::node::{Kubepods, Scout, Watcher};
 use crate::nri;
 use crate::policy_server::xds::XdsStatus;
@@ -69,7 +69,6 @@ pub async fn run(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hooks = options.device_hooks();
-    object(hooks)?;
     hooks.check().map_err(privileges::explain)?;
     let run_dir = RunDir::lock(&options.run_dir)?;
     let kubepods = Kubepods::find(options.cgroup_root.as_deref(), options.kubepods.as_deref())

@@ -76,7 +76,8 @@ pub fn attach(ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> io
         handle,
     };
     let free = |handle: &u32| before.iter().all(|filter| filter.handle != *handle);
-    let handle = (HANDLE..).find(free).expect("not all handles are taken");
+    let handle = (HANDLE..u32::MAX).find(free);
+    let handle = handle.expect("a device has not that many filters");
     // The latest of a priority runs first.
     tc.set_filter(place(handle), direction.program(), program, false)
         .map_err(|error| explain(error, before.first()))?;

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::links::{self, Direction, LinkState, Loaded, failed, pin_over, pinned_info};
 use super::sys::{self, Target};
-use super::{DatapathError, Pins, clsact};
+use super::{DatapathError, Pins, clsact, object};
 
 /// How programs are attached to devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -65,11 +65,12 @@ impl DeviceHooks {
         }
     }
 
-    /// Whether this kernel can hold pods in this way.
+    /// Whether this program and this kernel can hold pods in this way.
     ///
     /// # Errors
-    /// If it can't, in a sentence that says what it lacks.
+    /// If they can't, in a sentence that says what is lacking.
     pub fn check(self) -> Result<(), DatapathError> {
+        object(self)?;
         let has_tcx = has_tcx().map_err(|error| DatapathError::Io {
             what: "can't ask the kernel whether it has tcx hooks".into(),
             error,

@@ -74,8 +74,8 @@ impl Datapath {
         hooks: DeviceHooks,
         kubepods: (&Path, u64),
     ) -> Result<Self, DatapathError> {
-        let object = object(hooks)?;
         hooks.check()?;
+        let object = object(hooks)?;
         let pins = Pins::at(bpffs)?;
         takeover::begin(&pins)?;
         let parsed = Object::parse(object).map_err(|error| DatapathError::Aya {

@@ -234,14 +234,14 @@ fn parse(payload: &[u8]) -> Option<Filter> {
     let option = |kind| attribute(options, 0, kind);
     let kind = attribute(payload, TCMSG, TCA_KIND).map(text_of)?;
     let is_bpf = kind == BPF_KIND;
-    let (info, protocol) = (info >> 16, info as u16);
+    let (priority, protocol) = (info >> 16, info & 0xffff);
     let chain = attribute(payload, TCMSG, TCA_CHAIN).and_then(u32_of);
     Some(Filter {
         kind,
         chain: chain.unwrap_or(0),
         handle,
-        priority: u16::try_from(info).ok()?,
-        protocol: u16::from_be(protocol),
+        priority: u16::try_from(priority).ok()?,
+        protocol: u16::from_be(u16::try_from(protocol).ok()?),
         ..if is_bpf {
             let flags = option(TCA_BPF_FLAGS).and_then(u32_of).unwrap_or(0);
             Filter {

@@ -175,7 +175,7 @@ impl Memory {
             Op::SetPolicyInfo { number, info } => {
                 state.policies.insert(*number, *info);
             }
-            Op::WritePolicy { number, digest } => {
+            Op::WritePolicy { number, digest } | Op::MendPolicy { number, digest } => {
                 let policy = desired.policies.get(digest).ok_or("no such policy")?;
                 self.write_policy(*number, policy);
             }
@@ -222,7 +222,7 @@ impl Memory {
 impl Executor for Memory {
     type Error = String;
 
-    fn observe(&mut self) -> Result<Observed, String> {
+    fn observe(&mut self, _desired: &DesiredState) -> Result<Observed, String> {
         Ok(self.state.clone())
     }
 

@@ -69,8 +69,8 @@ pub fn judge(series: &Series, told: &Told) -> Row {
             row.cells = columns.map(|name| cell(name, &told.done)).collect();
             row.ok = row.cells.iter().all(|cell| cell.ok);
             if let Some(bad) = row.cells.iter().find(|cell| !cell.ok) {
-                let tasks = told.done.iter().filter(|it| it.name == bad.name);
-                let bad_task = tasks.clone().find(|it| !went_well(it)).or(tasks.last());
+                let mut tasks = told.done.iter().filter(|it| it.name == bad.name);
+                let bad_task = tasks.find(|it| !went_well(it));
                 let lines = bad_task.map_or(&[][..], |it| it.output.as_slice());
                 row.remark = format!("{}: {}", bad.name, complaint(lines));
             }

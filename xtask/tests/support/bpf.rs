@@ -128,7 +128,7 @@ pub fn keys(pin: &Path, size: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut keys: Vec<Vec<u8>> = Vec::new();
     loop {
         let mut key = vec![0; size];
-        let last = keys.last().map_or(std::ptr::null(), |last| last.as_ptr());
+        let last = keys.last().map_or(std::ptr::null(), Vec::as_ptr);
         let attr = Attr::new().fd(0, &map).pointer(8, last);
         // SAFETY: keys are as long as the map's, which the caller knows.
         match unsafe { attr.pointer(16, key.as_mut_ptr()).call(MAP_GET_NEXT_KEY) } {
