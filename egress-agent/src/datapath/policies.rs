@@ -326,10 +326,6 @@ fn clear<P: Part>(table: &Table<P::Key, P::Value>, number: u32) -> Result<u64, D
     table.remove_where(|key| P::number(key) == number)
 }
 
-#[expect(
-    clippy::type_complexity,
-    reason = "it is a list of what a part is made of"
-)]
 fn entries<P: Part>(
     table: &Table<P::Key, P::Value>,
     number: u32,
