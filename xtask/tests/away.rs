@@ -21,7 +21,7 @@ mod needs_root {
     /// Each absence lasts so long, in seconds: longer than an answer is waited for.
     const AWAY: u64 = 35;
     /// After its return everything is in step within so long: twice the longest wait between tries.
-    const RETURN: Duration = Duration::from_secs(60);
+    const RETURN: Duration = Duration::from_mins(1);
 
     /// What the directory holds, in an API server on the node's loopback.
     fn serve(cluster: &Cluster) -> (ApiServer, PathBuf) {
