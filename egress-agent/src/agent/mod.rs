@@ -105,9 +105,6 @@ pub async fn run(options: Options) -> Result<()> {
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
     core.inherit(heritage);
     let mut asked = core.nri().changes();
-    if let Some(early) = core.reconciler.executor.datapath.early()? {
-        newcomers::follow(early, core.armed())?;
-    }
     begin_of_pods(&options, &core, &mut tasks).await?;
 
     let mut place_check = interval(PLACE_CHECK);
@@ -195,6 +192,9 @@ async fn tell_api_server(
 
 /// Starts what keeps pods from beginning before their hooks stand.
 async fn begin_of_pods(options: &Options, core: &Core, tasks: &mut JoinSet<()>) -> Result<()> {
+    if let Some(early) = core.reconciler.executor.datapath.early()? {
+        newcomers::follow(early, core.armed())?;
+    }
     if let Some(settings) = options.nri() {
         tasks.spawn(nri::follow(settings, core.nri(), core.nri_metrics()));
     }

@@ -25,7 +25,7 @@ pub fn follow(early: Early, armed: Arc<AtomicBool>) -> Result<()> {
 
 fn run(mut newcomers: Newcomers, early: &Early, armed: &AtomicBool) {
     loop {
-        let devices = match newcomers.next() {
+        let devices = match newcomers.wait() {
             Ok(devices) => devices,
             Err(error) => {
                 tracing::error!(

@@ -48,7 +48,7 @@ impl Newcomers {
 
     /// Waits for devices that lead to another network namespace and were not told before; by their
     /// indices. Passes find those whose notice was lost.
-    pub fn next(&mut self) -> io::Result<Vec<u32>> {
+    pub fn wait(&mut self) -> io::Result<Vec<u32>> {
         loop {
             let length = match self.socket.recv(&mut self.buffer.as_mut_slice(), 0) {
                 Ok(length) => length,
