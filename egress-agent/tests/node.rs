@@ -30,18 +30,18 @@ fn needs_root_a_pod_is_seen_with_its_cgroup_and_devices() {
     assert_eq!(kubepods.qos_ids().unwrap(), [0, burstable]);
     let mut scout = Scout::new(kubepods).unwrap();
 
-    let none = scout.sight([UID]).unwrap();
+    let none = scout.sight([UID]).unwrap().pods;
     assert_eq!((none[UID].cgroup, none[UID].running), (None, false));
 
     world.pod_cgroup(UID);
-    let empty = scout.sight([UID]).unwrap().remove(UID).unwrap();
+    let empty = scout.sight([UID]).unwrap().pods.remove(UID).unwrap();
     let dir = world.pod_dir(UID);
     assert_eq!(empty.cgroup, Some(cgroups::cgroup_id(&dir).unwrap()));
     assert_eq!(empty.cgroup_path, Some(dir));
     assert!(!empty.running && empty.uncoverable.is_none(), "{empty:?}");
 
     let pid = world.pod(UID);
-    let bare = scout.sight([UID]).unwrap().remove(UID).unwrap();
+    let bare = scout.sight([UID]).unwrap().pods.remove(UID).unwrap();
     assert!(bare.running && bare.devices.is_empty());
     assert!(
         bare.uncoverable
@@ -52,7 +52,7 @@ fn needs_root_a_pod_is_seen_with_its_cgroup_and_devices() {
     veth("one", pid, "eth0");
     let other = world.pod(OTHER);
     veth("two", other, "eth0");
-    let seen = scout.sight([UID, OTHER]).unwrap();
+    let seen = scout.sight([UID, OTHER]).unwrap().pods;
     for (uid, name) in [(UID, "one"), (OTHER, "two")] {
         let devices: Vec<_> = seen[uid]
             .devices
@@ -71,7 +71,7 @@ fn needs_root_a_pod_is_seen_with_its_cgroup_and_devices() {
     let second = world.process();
     enter_cgroup(&world.pod_dir(UID).join("container"), second);
     veth("four", second, "eth0");
-    let seen = scout.sight([UID]).unwrap().remove(UID).unwrap();
+    let seen = scout.sight([UID]).unwrap().pods.remove(UID).unwrap();
     let mut indexes: Vec<_> = ["one", "three", "four"].map(ifindex).to_vec();
     indexes.sort_unstable();
     let found: Vec<_> = seen.devices.iter().map(|device| device.ifindex).collect();
@@ -85,7 +85,7 @@ fn needs_root_what_cannot_be_covered_is_told() {
     }
     let mut world = World::new();
     let mut scout = Scout::new(world.kubepods()).unwrap();
-    let mut look = || scout.sight([UID, OTHER]).unwrap();
+    let mut look = || scout.sight([UID, OTHER]).unwrap().pods;
 
     let pid = world.pod(UID);
     veth("one", pid, "eth0");
@@ -186,6 +186,7 @@ fn needs_root_processes_out_of_sight_are_told() {
         .unwrap()
         .sight([UID])
         .unwrap()
+        .pods
         .remove(UID)
         .unwrap();
     assert!(seen.running);
@@ -203,7 +204,7 @@ fn needs_root_a_namespace_that_two_pods_share_is_told() {
     veth("one", pid, "eth0");
     let guest = in_namespace(pid, || world.host_process());
     enter_cgroup(&world.pod_cgroup(OTHER), guest);
-    let seen = scout.sight([UID, OTHER]).unwrap();
+    let seen = scout.sight([UID, OTHER]).unwrap().pods;
     for uid in [UID, OTHER] {
         let told = seen[uid].uncoverable.as_deref().unwrap_or_default();
         assert!(told.contains("another pod's process"), "{uid}: {told}");
@@ -281,7 +282,7 @@ fn needs_root_the_watcher_wakes_for_each_step_of_a_pods_life() {
         assert!(wait(&mut watcher).await.cgroups, "its first process");
         veth("one", pid, "eth0");
         assert!(wait(&mut watcher).await.links, "its device");
-        assert_eq!(scout.sight([UID]).unwrap()[UID].devices.len(), 1);
+        assert_eq!(scout.sight([UID]).unwrap().pods[UID].devices.len(), 1);
         fs::create_dir(world.pod_dir(UID).join("second")).unwrap();
         assert!(wait(&mut watcher).await.cgroups, "a second container");
         world.kill(pid);

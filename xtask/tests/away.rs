@@ -14,14 +14,14 @@ mod needs_root {
     use xtask::apiserver::{Absence, ApiServer, own_definitions};
     use xtask::node::{Pod, PodSpec, objects, plan};
 
-    use super::support::held::{nothing_got_out, number as set};
+    use super::support::held::{no_stranger_was_seen, nothing_got_out, number as set};
     use super::support::traffic::{SECRET, Traffic};
     use super::support::{Agent, Cluster, skipped};
 
     /// Each absence lasts so long, in seconds: longer than an answer is waited for.
     const AWAY: u64 = 35;
     /// After its return everything is in step within so long: twice the longest wait between tries.
-    const RETURN: Duration = Duration::from_secs(60);
+    const RETURN: Duration = Duration::from_mins(1);
 
     /// What the directory holds, in an API server on the node's loopback.
     fn serve(cluster: &Cluster) -> (ApiServer, PathBuf) {
@@ -199,6 +199,7 @@ mod needs_root {
         println!("{answered:?} requests answered, {sent} forbidden packets sent");
         assert!(answered.iter().all(|n| *n > 100) && sent > 100);
         nothing_got_out(&wire, mark);
+        no_stranger_was_seen(&cluster);
         agent.stop();
     }
 }

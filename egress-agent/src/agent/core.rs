@@ -162,7 +162,7 @@ impl Core {
         let gateways_held_back = self.serve_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
-        self.tell_disturbances(&report.found);
+        self.tell_found(&report.found);
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;

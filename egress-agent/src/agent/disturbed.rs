@@ -73,10 +73,11 @@ impl Core {
         };
         match look(kernel) {
             Ok(now) => {
-                let disturbed = self.tell_disturbances(&now);
+                let disturbances = disturbances(&self.observed, &now, is_there);
+                self.tell_all(&disturbances);
                 // Said once, also where nothing is put back for now.
                 self.observed = now;
-                disturbed
+                !disturbances.is_empty()
             }
             Err(error) => {
                 tracing::error!(event = "hooks_unreadable", %error);
@@ -85,10 +86,16 @@ impl Core {
         }
     }
 
-    /// Tells what somebody has changed of what the last pass left; whether anything.
-    pub(super) fn tell_disturbances(&self, now: &Observed) -> bool {
-        let disturbances = disturbances(&self.observed, now, is_there);
-        for disturbance in &disturbances {
+    /// Tells what a pass has found otherwise than the last one had left it, before the next look. Not
+    /// of hooks on devices: a pass begins when a device goes, and with it go its hooks.
+    pub(super) fn tell_found(&self, found: &Observed) {
+        let mut disturbances = disturbances(&self.observed, found, |_| false);
+        disturbances.retain(|it| !matches!(it, Disturbance::Displaced(..)));
+        self.tell_all(&disturbances);
+    }
+
+    fn tell_all(&self, disturbances: &[Disturbance]) {
+        for disturbance in disturbances {
             self.metrics.disturbed(disturbance.kind());
             let event = match disturbance {
                 Disturbance::Displaced(..) => "hook_displaced",
@@ -98,7 +105,6 @@ impl Core {
             tracing::warn!(event, kind = disturbance.kind(), "{disturbance}");
             self.tell(disturbance);
         }
-        !disturbances.is_empty()
     }
 
     fn tell(&self, disturbance: &Disturbance) {

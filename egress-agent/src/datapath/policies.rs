@@ -160,6 +160,9 @@ impl Part for Rules {
     }
 }
 
+/// Keys and values.
+type Entries<P> = Vec<(<P as Part>::Key, <P as Part>::Value)>;
+
 /// What is known of the numbers that entries name.
 struct Known<'p> {
     /// Policies whose entries must be these.
@@ -323,14 +326,10 @@ fn clear<P: Part>(table: &Table<P::Key, P::Value>, number: u32) -> Result<u64, D
     table.remove_where(|key| P::number(key) == number)
 }
 
-#[expect(
-    clippy::type_complexity,
-    reason = "it is a list of what a part is made of"
-)]
 fn entries<P: Part>(
     table: &Table<P::Key, P::Value>,
     number: u32,
-) -> Result<Vec<(P::Key, P::Value)>, DatapathError> {
+) -> Result<Entries<P>, DatapathError> {
     let mut entries = table.entries()?;
     entries.retain(|(key, _)| P::number(key) == number);
     Ok(entries)

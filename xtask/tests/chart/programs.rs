@@ -74,7 +74,7 @@ fn the_programs_take_what_the_chart_tells_them() {
             }
             let pod = &set["spec"]["template"]["spec"];
             if pod["initContainers"].is_array() {
-                uninstalls(&name, &pod["initContainers"][0], nowhere.path());
+                uninstalls(name, &pod["initContainers"][0], nowhere.path());
                 continue;
             }
             let agent = &pod["containers"][0];

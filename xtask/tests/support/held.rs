@@ -34,6 +34,17 @@ pub fn under_traffic(name: &str, during: impl FnOnce(&mut Cluster)) {
         "there was traffic"
     );
     nothing_got_out(&wire, mark);
+    no_stranger_was_seen(&cluster);
+}
+
+/// The agent takes nothing that it did itself for somebody's doing. Hooks do get lost: with a device that
+/// is moved away and comes back.
+pub fn no_stranger_was_seen(cluster: &Cluster) {
+    let log = cluster.log();
+    let events = ["entries_changed", "hook_displaced"];
+    let told = |line: &&str| events.iter().any(|event| line.contains(event));
+    let lines: Vec<&str> = log.lines().filter(told).collect();
+    assert!(lines.is_empty(), "nobody did that: {lines:#?}");
 }
 
 /// No forbidden packet has arrived outside since.

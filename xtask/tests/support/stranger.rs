@@ -10,6 +10,8 @@ use super::{Agent, Cluster};
 
 /// It is noticed, and put back, within this time.
 const NOTICED: Duration = Duration::from_secs(1);
+/// Between a pass and another one that follows it.
+const QUIET: Duration = Duration::from_secs(1);
 /// The best of so many: a busy machine is no fault of the agent's.
 const TRIES: usize = 3;
 
@@ -40,6 +42,23 @@ impl Pins {
     }
 }
 
+/// A pass that has written something says so at its end.
+const PASS: &str = "\"reconciled\"";
+
+/// Waits until there is nothing to write any more.
+pub fn settled(cluster: &Cluster) {
+    let count = || cluster.log().matches(PASS).count();
+    let mut before = count();
+    loop {
+        sleep(QUIET);
+        let now = count();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
 /// Does it, and waits until it is undone; three times.
 pub fn undone(
     cluster: &Cluster,
@@ -51,18 +70,19 @@ pub fn undone(
 ) {
     let mut best = Duration::MAX;
     for _ in 0..TRIES {
-        let told = cluster.log().matches(event).count();
+        let count = |cluster: &Cluster, event: &str| cluster.log().matches(event).count();
+        let (told, passes) = (count(cluster, event), count(cluster, PASS));
         let begun = Instant::now();
         deed();
         agent.wait(cluster, what, |_| is_back().then_some(()));
         best = best.min(begun.elapsed());
-        assert!(
-            cluster.log().matches(event).count() > told,
-            "{what}: not told: {}",
-            cluster.log()
-        );
-        // The pass that did it ends.
-        sleep(Duration::from_millis(300));
+        agent.wait(cluster, &format!("{what}: its telling"), |cluster| {
+            (count(cluster, event) > told).then_some(())
+        });
+        // What is done while a pass undoes it already may be undone with it, and not told apart.
+        agent.wait(cluster, &format!("{what}: the pass's end"), |cluster| {
+            (count(cluster, PASS) > passes).then_some(())
+        });
     }
     println!("{what}: undone after {best:?} at best");
     assert!(best < NOTICED, "{what}: {best:?}");
