@@ -203,7 +203,8 @@ impl Report {
             writeln!(text, "- {}: {}", row.kernel, row.remark)?;
         }
         text.push_str(
-            "\n*programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
+            "\n*held by*: tcx, or filters of clsact with the programs in parts (ARCHITECTURE.md, \"Hooks\"). \
+             *programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
              `decide()` does natively, reason by reason. *hooks*: they are attached, found again, \
              replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
              miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`. \

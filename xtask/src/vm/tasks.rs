@@ -116,7 +116,9 @@ impl Programs {
                 self.test("programs", "kernel_verdicts", &["accepts_every_program"]),
                 self.test("frames", "kernel_verdicts", &["kernel_and_native"]),
                 self.test("hooks", "datapath", &HOOKS),
-                self.test("hooks", "datapath", &BY_TCX),
+                // Each loads the programs several times.
+                self.test("hooks", "datapath", &BY_TCX[..1]),
+                self.test("hooks", "datapath", &BY_TCX[1..]),
                 self.test("packets", "reasons", &["needs_root"]),
                 self.test("clock", "clock", &["needs_root"]),
             ],
