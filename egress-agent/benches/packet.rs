@@ -231,6 +231,7 @@ fn main() {
     // Test runs are of the root cgroup, whose id is 1.
     let covered = Endpoint {
         flags: FLAG_COVERED,
+        ways: 1,
         on_deny: DENY_DROP,
         ..policy::endpoints()[0]
     };

@@ -166,6 +166,16 @@ impl Channel {
     }
 }
 
+/// The messages of a datagram that nobody asked for: type and payload. Ends at the first malformed one.
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let message = NetlinkBuffer::new_checked(rest).ok()?;
+        let length = usize::try_from(message.length()).ok()?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((message.message_type(), message.payload()))
+    })
+}
+
 /// Hands out the messages that answer request `sequence`; true at its end.
 pub(crate) fn read_datagram(
     doing: &'static str,

@@ -180,6 +180,7 @@ fn needs_root_a_directory_that_is_no_bpffs_is_refused() {
 
 const CONFIG: Config = Config {
     qos_cgroups: [0; 2],
+    kubepods: 0,
     kubepods_level: 1,
     event_interval_ns: 1_000_000,
     event_burst: 10,
@@ -284,7 +285,7 @@ fn follows(hooks: DeviceHooks) {
             &[pod("a", Some(one)), pod("b", None)],
             &[(one, policy(5000))],
         );
-        let sightings = Sightings::from([
+        let sightings = Sightings::from_iter([
             ("a".to_owned(), sighting(1001, Some(ifindex))),
             ("b".to_owned(), sighting(1002, None)),
         ]);
@@ -327,7 +328,7 @@ fn follows(hooks: DeviceHooks) {
         assert!(report.observed.devices.is_empty());
         assert!(report.observed.policies.is_empty());
         let none = desired(&[], &[]);
-        let report = reconcile(&mut reconciler, &none, &Sightings::new());
+        let report = reconcile(&mut reconciler, &none, &Sightings::default());
         assert!(report.observed.slots.is_empty() && report.observed.cgroups.is_empty());
         assert_eq!(report.observed.cgroup_links.len(), CgroupHook::ALL.len());
 
@@ -351,7 +352,7 @@ fn leaves_to_the_cgroup_hook(hooks: DeviceHooks) {
     isolated_by(hooks, "uncovered", |place| {
         let mut reconciler = start(place);
         let held = desired(&[pod("a", Some([1; 32]))], &[([1; 32], policy(1))]);
-        let sightings = Sightings::from([("a".to_owned(), sighting(1001, Some(4_000_000)))]);
+        let sightings = Sightings::from_iter([("a".to_owned(), sighting(1001, Some(4_000_000)))]);
         let report = reconciler.reconcile(&held, &sightings, CONFIG, 1).unwrap();
         assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
         let entry = report.observed.cgroups[&1001];

@@ -294,7 +294,7 @@ mod tests {
             exact_networks: 0,
             near4: [Near4::default(); NEAR4],
             near6: [Near6::default(); NEAR6],
-            pad: [0; 4],
+            ways: 0,
         };
         let client = mapped(u32::from_ne_bytes([192, 0, 2, 7]));
         let request = Headers {

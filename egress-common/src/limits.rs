@@ -17,6 +17,8 @@ pub const MAX_DEVICES: u32 = small(8, 2048);
 pub const MAX_CGROUPS: u32 = small(12, 4096);
 /// Policies of a node, those that come and go with a change included.
 pub const MAX_POLICIES: u32 = small(8, 1024);
+/// Devices of one pod; with more than these its packets are judged at the cgroup hook, too.
+pub const MAX_WAYS: u32 = 8;
 /// Places in `sp_covered`; a power of two.
 pub const COVERED_PLACES: u32 = 1 << 16;
 /// Whole addresses (with port) of all policies of a node, per address family.

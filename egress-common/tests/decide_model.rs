@@ -464,7 +464,7 @@ proptest! {
             exact_networks: rules.exact.iter().fold(0, |all, (addr, ..)| all | 1 << network4(*addr)),
             near4: [Near4::default(); NEAR4],
             near6: [Near6::default(); NEAR6],
-            pad: [0; 4],
+            ways: 0,
         };
         let mut now = START;
         for step in steps {

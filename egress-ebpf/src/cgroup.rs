@@ -1,20 +1,18 @@
 //! The cgroup hooks: host-network pods, and every pod that has no device hook yet.
 
-use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::programs::SkBuffContext;
 #[cfg(feature = "in-parts")]
 use egress_common::decide::parts::Parts as _;
 use egress_common::event::HOOK_CGROUP;
-use egress_common::maps::{
-    Config, DENY_DROP, Endpoint, FLAG_HOST_NETWORK, MODE_OFF, NEAR4, NEAR6, NO_RULE, Near4, Near6,
-};
+use egress_common::maps::{Config, Endpoint, FLAG_HOST_NETWORK};
 #[cfg(not(feature = "in-parts"))]
 use egress_common::packet;
 use egress_common::packet::Headers;
-use egress_common::{Outcome, Reason, Side, Verdict, decide};
+use egress_common::{Side, Verdict, decide};
 
-use crate::maps::{CGROUPS, KernelTables, config, is_covered};
+use crate::maps::{CGROUPS, KernelTables, config, is_covered, stand};
 use crate::report::{self, Place};
+use crate::sender;
 use crate::skb::Skb;
 
 const PASS: i32 = 1;
@@ -22,19 +20,6 @@ const DROP: i32 = 0;
 
 /// Every network namespace's loopback device.
 const LOOPBACK: u32 = 1;
-
-/// Id of the pod's cgroup: the first directory below kubepods that is not one of QoS.
-#[inline(always)]
-fn pod_cgroup(ctx: &SkBuffContext, config: &Config) -> u64 {
-    let level = config.kubepods_level.cast_signed() + 1;
-    // SAFETY: the context is valid for as long as the program runs.
-    let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level) };
-    if config.qos_cgroups[0] != id && config.qos_cgroups[1] != id {
-        return id;
-    }
-    // SAFETY: as above.
-    unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level + 1) }
-}
 
 #[inline(always)]
 fn ifindex(ctx: &SkBuffContext) -> u32 {
@@ -48,13 +33,14 @@ fn place(ctx: &SkBuffContext, pod_cgroup: u64) -> Place {
         hook: HOOK_CGROUP,
         ifindex: ifindex(ctx),
         pod_cgroup,
+        shared: true,
     }
 }
 
 #[inline(always)]
 pub fn egress(ctx: &SkBuffContext) -> i32 {
     let Some(config) = config() else { return DROP };
-    let id = pod_cgroup(ctx, config);
+    let id = sender::pod_cgroup(&ctx.skb, config);
     if is_covered(id) {
         return PASS;
     }
@@ -67,7 +53,7 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
             unknown(ctx, config, id)
         };
     };
-    if loopback || endpoint.passes_cgroup() {
+    if loopback || stand(endpoint.slot, endpoint.passes_with()) {
         return PASS;
     }
     known(ctx, &endpoint, id)
@@ -108,39 +94,7 @@ fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
     let _ = Skb::new(&ctx.skb).parse(Side::Cgroup, &mut headers);
     #[cfg(not(feature = "in-parts"))]
     packet::network(&Skb::new(&ctx.skb), &mut headers, config.pad[0]);
-    let endpoint = Endpoint {
-        slot: 0,
-        policy: 0,
-        v4_be: [0; 4],
-        mode: config.unknown_mode,
-        on_deny: DENY_DROP,
-        flags: 0,
-        zero: 0,
-        v6_be: [0; 16],
-        since_ns: 0,
-        exact_networks: 0,
-        near4: [Near4 {
-            addr_be: [0; 4],
-            port_be: [0; 2],
-            rule: 0,
-        }; NEAR4],
-        near6: [Near6 {
-            addr_be: [0; 16],
-            port_be: [0; 2],
-            rule: 0,
-        }; NEAR6],
-        pad: [0; 4],
-    };
-    let reason = if endpoint.mode == MODE_OFF {
-        Reason::NotHeld
-    } else {
-        Reason::UnknownPod
-    };
-    let outcome = Outcome {
-        verdict: decide::verdict(reason, &endpoint),
-        reason,
-        rule: NO_RULE,
-    };
+    let (outcome, endpoint) = sender::unknown(config);
     report::outcome(
         &outcome,
         &headers,
@@ -154,7 +108,7 @@ fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
 #[inline(always)]
 pub fn ingress(ctx: &SkBuffContext) -> i32 {
     if let Some(config) = config() {
-        let id = pod_cgroup(ctx, config);
+        let id = sender::pod_cgroup(&ctx.skb, config);
         if is_covered(id) {
             return PASS;
         }

@@ -38,6 +38,8 @@ mod reject;
 #[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]
+mod sender;
+#[cfg(target_arch = "bpf")]
 mod skb;
 
 #[cfg(target_arch = "bpf")]
@@ -51,6 +53,12 @@ mod programs {
     #[classifier]
     pub fn sp_from_pod(ctx: TcContext) -> i32 {
         device::from_pod(&ctx)
+    }
+
+    /// Host side of a device that may be a pod's and is nobody's yet.
+    #[classifier]
+    pub fn sp_by_sender(ctx: TcContext) -> i32 {
+        device::by_sender(&ctx)
     }
 
     /// Host side of a pod's device, packets to the pod. Drops nothing.

@@ -4,15 +4,15 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use egress_common::limits::{
     COVERED_PLACES, EVENT_RING_BYTES, MAX_CGROUPS, MAX_DEVICES, MAX_EXACT, MAX_FLOWS,
-    MAX_FRAGMENTS, MAX_ORIGINS, MAX_POLICIES, MAX_PREFIXES, MAX_SLOTS,
+    MAX_FRAGMENTS, MAX_ORIGINS, MAX_POLICIES, MAX_PREFIXES, MAX_SLOTS, MAX_WAYS,
 };
 use egress_common::maps::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
-    Inbound, NETWORKS, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
-    PrefixRule, RuleInfo, RuleKey, covered_mark, covered_place,
+    Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment,
+    FragmentKey, Inbound, NETWORKS, NO_WAYS, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo,
+    PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, covered_mark, covered_place, way_place,
 };
 use egress_common::packet::Address;
 use egress_common::tables::{Full, Tables};
@@ -26,7 +26,9 @@ pub static DEVICES: HashMap<u32, Endpoint> = HashMap::pinned(MAX_DEVICES, 0);
 #[map(name = "sp_cgroups")]
 pub static CGROUPS: HashMap<u64, Endpoint> = HashMap::pinned(MAX_CGROUPS, 0);
 #[map(name = "sp_covered")]
-static COVERED: Array<u64> = Array::pinned(COVERED_PLACES, 0);
+static COVERED: Array<Covered> = Array::pinned(COVERED_PLACES, 0);
+#[map(name = "sp_ways")]
+static WAYS: DevMap = DevMap::pinned(MAX_SLOTS * MAX_WAYS, 0);
 #[map(name = "sp_exact4")]
 static EXACT4: HashMap<ExactKey4, ExactRule> = HashMap::pinned(MAX_EXACT, BPF_F_NO_PREALLOC);
 #[map(name = "sp_exact6")]
@@ -162,7 +164,27 @@ impl Tables for KernelTables {
 /// Whether the pod with this cgroup is known to pass the cgroup hook, told without a lookup by hash.
 #[inline(always)]
 pub fn is_covered(cgroup: u64) -> bool {
-    COVERED.get(covered_place(cgroup)).copied() == Some(covered_mark(cgroup))
+    match COVERED.get(covered_place(cgroup)) {
+        Some(covered) if covered.mark == covered_mark(cgroup) => stand(covered.slot, covered.ways),
+        _ => false,
+    }
+}
+
+/// Whether a slot's pod passes the cgroup hook: see `Endpoint::passes_with`. The kernel itself takes a
+/// device out of the map when it goes.
+#[inline(always)]
+pub fn stand(slot: u32, ways: u32) -> bool {
+    if ways == NO_WAYS {
+        return true;
+    }
+    let mut way = 0;
+    while way < MAX_WAYS && way < ways {
+        if WAYS.get_ifindex(way_place(slot) + way).is_none() {
+            return false;
+        }
+        way += 1;
+    }
+    way > 0 && way == ways
 }
 
 /// The node's settings; `None` until the agent has written them, which is before any hook stands.

@@ -2,7 +2,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use egress_common::event::{Event, HOOK_CGROUP};
+use egress_common::event::Event;
 use egress_common::maps::{Config, Endpoint, PodCounters};
 use egress_common::packet::{Headers, ICMP, ICMPV6, bytes};
 use egress_common::{Outcome, Verdict};
@@ -14,6 +14,8 @@ pub struct Place {
     pub hook: u8,
     pub ifindex: u32,
     pub pod_cgroup: u64,
+    /// The slot may be counted here and elsewhere at once.
+    pub shared: bool,
 }
 
 /// Counts the outcome, and reports it unless it is a plain pass or the pod is over its rate.
@@ -22,9 +24,8 @@ pub fn outcome(outcome: &Outcome, headers: &Headers, endpoint: &Endpoint, len: u
     let Some(counters) = COUNTERS.get_ptr_mut(endpoint.slot) else {
         return;
     };
-    // SAFETY: the map's element of this CPU, valid while the program runs. A slot is counted at one
-    // kind of hook only, so what can come in between is another run of the same hook; `add` says
-    // where that happens.
+    // SAFETY: the map's element of this CPU, valid while the program runs; `add` says what can come
+    // in between.
     let counters = unsafe { &mut *counters };
     // The compiler knows that this is in bounds and would leave out the check; the verifier has
     // only seen a byte and wants it.
@@ -45,12 +46,13 @@ pub fn outcome(outcome: &Outcome, headers: &Headers, endpoint: &Endpoint, len: u
     }
 }
 
-/// Adds to a counter of this CPU, exactly. The device hook runs in softirq, where nothing else
-/// counts for the same slot; the cgroup hook runs in the sender's context too, where a softirq
-/// or another task may come in between.
+/// Adds to a counter of this CPU, exactly. The hook on a pod's device runs in softirq, where nothing
+/// else counts for the same slot; the cgroup hook runs in the sender's context too, where a softirq
+/// (which may be the hook on a device that is not known to be the pod's) or another task may come in
+/// between.
 #[inline(always)]
 fn add(place: &Place, counter: &mut u64, n: u64) {
-    if place.hook == HOOK_CGROUP {
+    if place.shared {
         // SAFETY: aligned and valid as the reference it comes from.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
     } else {

@@ -13,7 +13,7 @@ mod needs_root {
     use std::time::Duration;
 
     use egress_common::Reason;
-    use egress_common::maps::{NO_RULE, covered_mark, covered_place, name};
+    use egress_common::maps::{NO_RULE, NO_WAYS, covered_mark, covered_place, name};
     use serde_json::json;
     use xtask::node::{PodSpec, objects, plan};
 
@@ -94,9 +94,11 @@ mod needs_root {
         let map = pins.map(name::COVERED);
         let place = covered_place(cgroup).to_ne_bytes();
         let mark = covered_mark(cgroup).to_ne_bytes();
-        assert_eq!(bpf::get(&map, &place, 8), Some(vec![0; 8]), "it is held");
-        let deed = || bpf::update(&map, &place, &mark).expect("update");
-        let is_back = || bpf::get(&map, &place, 8) == Some(vec![0; 8]);
+        let nothing = Some(vec![0; 16]);
+        assert_eq!(bpf::get(&map, &place, 16), nothing, "it is held");
+        let passes = [&[0; 4][..], &NO_WAYS.to_ne_bytes(), &mark].concat();
+        let deed = || bpf::update(&map, &place, &passes).expect("update");
+        let is_back = || bpf::get(&map, &place, 16) == nothing;
         undone(cluster, agent, "entries_changed", "a mark", deed, is_back);
         pod.delete().expect("its end");
         let file = objects::file_name(&object);

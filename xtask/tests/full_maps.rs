@@ -35,10 +35,11 @@ mod needs_root {
     }
 
     /// Every map of the kernel object.
-    const MAPS: [(&str, Full); 18] = [
+    const MAPS: [(&str, Full); 19] = [
         (name::DEVICES, Full::Pods),
         (name::CGROUPS, Full::Pods),
         (name::COVERED, Full::Never),
+        (name::WAYS, Full::Never),
         (name::EXACT4, Full::Policy(resolvers4)),
         (name::EXACT6, Full::Policy(resolvers6)),
         (name::PREFIX4, Full::Policy(nets4)),

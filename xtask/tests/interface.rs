@@ -7,7 +7,9 @@ mod needs_root {
     use std::thread::sleep;
     use std::time::Duration;
 
-    use xtask::node::{Pod, PodSpec, objects, plan};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use xtask::node::{Pod, PodSpec, Process, objects, plan};
 
     use super::support::held::under_traffic;
     use super::support::traffic::SECRET;
@@ -28,6 +30,15 @@ mod needs_root {
             ];
             pod.probe(&probe).expect("a probe");
         }
+    }
+
+    /// The same without end.
+    fn flood(pod: &Pod) -> Process {
+        let to = |ip| SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
+        let [v4, v6] = plan::OUTSIDE.all().map(to);
+        let args = ["flood", "--to", &v4, "--to", &v6, "--payload", SECRET];
+        let flood = pod.helper("flood", &args).expect("a process");
+        flood.spawn("flood").expect("a process")
     }
 
     fn covered(cluster: &Cluster, agent: &mut Agent, pod: &Pod) -> u64 {
@@ -79,11 +90,20 @@ mod needs_root {
             let first = covered(cluster, &mut agent, &pod);
             tries(&pod);
 
-            // Replaced: as a CNI does it, with the same name and another index.
-            for _ in 0..3 {
+            // Replaced: as a CNI does it, with the same name and another index. Its processes send all the
+            // time, and go on when the agent does not.
+            let mut flood = flood(&pod);
+            for stopped in [false, false, false, true] {
                 let before = covered(cluster, &mut agent, &pod);
+                let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a pid"));
+                if stopped {
+                    kill(pid, Signal::SIGSTOP).expect("stop it");
+                }
                 pod.replace_device().expect("another device");
-                // The moment until it has its hooks is a known limit (SECURITY.md).
+                sleep(Duration::from_millis(100));
+                if stopped {
+                    kill(pid, Signal::SIGCONT).expect("go on");
+                }
                 agent.wait(cluster, "the new device's hooks", |cluster| {
                     let (_, got) = cluster.egressctl(&["pods", "get", &pod.id()]);
                     let now = super::support::find(&got, "ifindex")?.as_u64()?;
@@ -91,6 +111,7 @@ mod needs_root {
                 });
                 tries(&pod);
             }
+            flood.kill().expect("its end");
             let last = covered(cluster, &mut agent, &pod);
             assert_ne!(first, last);
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -19,7 +20,7 @@ use super::run_dir::{LAST_GOOD, Ready, RunDir};
 use super::status::{Board, Notice, Regarding};
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
-use crate::datapath::{Kernel, Observed};
+use crate::datapath::{DeviceHooks, Kernel, Observed};
 use crate::index::{Effect, Heritage, Index, Key, Problem};
 use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
@@ -51,6 +52,8 @@ pub struct Core {
     nri: Arc<nri::Board>,
     /// Whether the kernel is as desired.
     synced: watch::Sender<bool>,
+    /// Whether a hook on a new device stops nobody that is known.
+    armed: Arc<AtomicBool>,
     pub(super) observed: Observed,
     pub(super) status: NodeStatus,
     writes: u64,
@@ -106,13 +109,14 @@ impl Core {
             index: Index::default(),
             compiled: Compiled::default(),
             scout,
-            sightings: Sightings::new(),
+            sightings: Sightings::default(),
             reconciler: Reconciler::new(kernel),
             gateways,
             run_dir,
             metrics,
             nri: Arc::default(),
             synced: watch::Sender::new(false),
+            armed: Arc::default(),
             observed,
             status: NodeStatus::default(),
             writes: 0,
@@ -162,6 +166,8 @@ impl Core {
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
+        let armed = self.observed.knows_pods();
+        self.armed.store(armed, Ordering::Release);
         let desired = &self.compiled.desired;
         let mut status = status(desired, &self.sightings, &self.observed, &errors);
         status.source = self.told.health;
@@ -287,6 +293,11 @@ impl Core {
         self.metrics.nri().clone()
     }
 
+    /// Whether a hook may be set on a new device before a pass; true after a first pass at the earliest.
+    pub(super) fn armed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.armed)
+    }
+
     /// Tells whether the kernel is as desired, from now on.
     pub fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
@@ -353,7 +364,13 @@ impl Core {
             .chain(known)
             .collect();
         match self.scout.sight(&pods) {
-            Ok(sightings) => self.sightings = sightings,
+            Ok(mut sightings) => {
+                if self.reconciler.executor.datapath.device_hooks() != DeviceHooks::Tcx {
+                    // There every device is a pod's or nobody's.
+                    sightings.outlying.clear();
+                }
+                self.sightings = sightings;
+            }
             Err(error) => tracing::error!(event = "node_unreadable", %error),
         }
     }
@@ -363,8 +380,9 @@ impl Core {
     fn look_and_reconcile(&mut self) -> Result<Report> {
         self.sight();
         let first = self.reconcile()?;
-        let of_a_pod = |failure: &Failure| matches!(failure.subject, Subject::Pod(_));
-        if !first.failures.iter().any(of_a_pod) {
+        let goes =
+            |failure: &Failure| matches!(failure.subject, Subject::Pod(_) | Subject::Device(_));
+        if !first.failures.iter().any(goes) {
             return Ok(first);
         }
         self.sight();
@@ -378,6 +396,7 @@ impl Core {
         let kubepods = self.scout.kubepods();
         let config = Config {
             qos_cgroups: kubepods.qos_ids()?,
+            kubepods: kubepods.id,
             kubepods_level: self.kubepods_level,
             event_interval_ns: EVENT_INTERVAL_NS,
             event_burst: EVENT_BURST,
@@ -486,6 +505,7 @@ impl Core {
     fn incomplete(&self) -> bool {
         let unseen = |uid: &String| {
             self.sightings
+                .pods
                 .get(uid)
                 .is_none_or(|sighting| !sighting.running || sighting.arriving)
         };

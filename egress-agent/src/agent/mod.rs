@@ -9,6 +9,7 @@ mod core;
 mod disturbed;
 pub mod gateway_status;
 mod gateways;
+mod newcomers;
 mod options;
 mod own_pod;
 mod policy;
@@ -104,6 +105,9 @@ pub async fn run(options: Options) -> Result<()> {
     let mut core = Core::new(&options, scout, kernel, gateways, run_dir, metrics, board)?;
     core.inherit(heritage);
     let mut asked = core.nri().changes();
+    if let Some(early) = core.reconciler.executor.datapath.early()? {
+        newcomers::follow(early, core.armed())?;
+    }
     begin_of_pods(&options, &core, &mut tasks).await?;
 
     let mut place_check = interval(PLACE_CHECK);

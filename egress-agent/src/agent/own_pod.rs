@@ -59,7 +59,7 @@ fn pass() -> Endpoint {
         exact_networks: 0,
         near4: [Near4::default(); NEAR4],
         near6: [Near6::default(); NEAR6],
-        pad: [0; 4],
+        ways: 0,
     }
 }
 

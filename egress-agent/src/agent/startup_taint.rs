@@ -3,7 +3,8 @@
 //! The operator has nodes come up tainted (the kubelet's `--register-with-taints`), so that no pod is
 //! put on a node whose kernel is not as declared yet. The agent takes the taint off its own node when
 //! it is, and again whenever the node comes up with it anew. It never sets it: an agent that is gone
-//! could not, and while one is, pins hold what runs and the closed gate what is new.
+//! could not, and while one is, pins hold what runs and the closed gate what is new. After a restart
+//! of the node nothing is pinned, but its pods are bound to it already, and no such taint holds them.
 
 use std::pin::pin;
 use std::time::Duration;

@@ -73,6 +73,7 @@ pub fn view(pinned: &Pinned, names: &Names<'_>, map: &str) -> Result<View> {
         name::ORIGINS => origins(names, sorted(pinned.entries(name::ORIGINS)?, |it| it.0)),
         name::COUNTERS => super::dump_node::counters(names),
         name::COVERED => super::dump_node::covered(pinned, names)?,
+        name::WAYS => super::dump_node::ways(pinned, names)?,
         name::INBOUND => super::dump_node::inbound(pinned, names)?,
         name::CONFIG => super::dump_node::config(names, &pinned.config()?),
         name::POD_INFO => pod_info(names, sorted(pinned.entries(name::POD_INFO)?, |it| it.0)),

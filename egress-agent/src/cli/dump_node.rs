@@ -1,7 +1,8 @@
 //! The maps that are arrays: counters and settings.
 
 use egress_common::Reason;
-use egress_common::maps::{Config, Endpoint, covered_mark, covered_place, name};
+use egress_common::limits::MAX_WAYS;
+use egress_common::maps::{Config, Endpoint, covered_mark, covered_place, name, way_place};
 use serde_json::Value;
 
 use super::cells::Names;
@@ -54,7 +55,7 @@ pub fn covered(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> 
     cgroups.sort_by_key(|(cgroup, _)| *cgroup);
     for (cgroup, endpoint) in cgroups {
         let place = covered_place(cgroup);
-        if pinned.covered(place)? == covered_mark(cgroup) {
+        if pinned.covered(place)?.mark == covered_mark(cgroup) {
             rows.push(vec![place.into(), cgroup.into(), names.slot(endpoint.slot)]);
         }
     }
@@ -64,10 +65,38 @@ pub fn covered(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> 
     })
 }
 
+/// The devices on which the hooks of covered pods stand, and whose packets so pass the cgroup hook.
+pub fn ways(pinned: &Pinned, names: &Names<'_>) -> Result<Dump, PinnedError> {
+    let mut rows = Vec::new();
+    let mut slots: Vec<(u32, u32)> = pinned
+        .entries::<u64, Endpoint>(name::CGROUPS)?
+        .into_iter()
+        .map(|(_, endpoint)| (endpoint.slot, endpoint.ways.min(MAX_WAYS)))
+        .collect();
+    slots.sort_unstable();
+    for (slot, ways) in slots {
+        for place in way_place(slot)..way_place(slot) + ways {
+            if let Some(ifindex) = pinned.way(place)? {
+                rows.push(vec![
+                    place.into(),
+                    ifindex.into(),
+                    names.device(ifindex),
+                    names.slot(slot),
+                ]);
+            }
+        }
+    }
+    Ok(Dump {
+        fields: &["place", "ifindex", "device", "pod"],
+        rows,
+    })
+}
+
 /// One row for each setting.
 pub fn config(names: &Names<'_>, config: &Config) -> Dump {
-    let settings: [(&str, Value); 5] = [
+    let settings: [(&str, Value); 6] = [
         ("qosCgroups", config.qos_cgroups.to_vec().into()),
+        ("kubepods", config.kubepods.into()),
         ("kubepodsLevel", config.kubepods_level.into()),
         ("eventIntervalNs", config.event_interval_ns.into()),
         ("eventBurst", config.event_burst.into()),

@@ -16,7 +16,7 @@ use aya::sys::{BpfHelper, is_helper_supported};
 use aya_obj::generated::bpf_attach_type;
 use serde::Serialize;
 
-use super::links::{self, Direction, LinkState, Loaded, failed, pin_over, pinned_info};
+use super::links::{self, Direction, LinkState, Loaded, Tags, failed, pin_over, pinned_info};
 use super::sys::{self, Target};
 use super::{DatapathError, Pins, clsact, object};
 
@@ -123,8 +123,8 @@ pub(super) fn parse_pin(name: &str) -> Option<(u32, Direction)> {
     Some((ifindex.parse().ok()?, direction))
 }
 
-/// Whether the hook of a device is what it should be. `tag` is that of our program; none if that
-/// is not known (the CLI), so that any version will do. A hook of the other way has another program.
+/// Whether the hook of a device is what it should be. `tags` are those of our programs; none if they
+/// are not known (another layout), so that any version will do. A hook of the other way has another program.
 ///
 /// # Errors
 /// If the kernel doesn't answer. That nothing is pinned there is an answer: none.
@@ -132,7 +132,7 @@ pub fn state(
     pins: &Pins,
     ifindex: u32,
     direction: Direction,
-    tag: Option<[u8; 8]>,
+    tags: Option<Tags>,
 ) -> Result<Option<LinkState>, DatapathError> {
     let path = pins.device_link(ifindex, direction);
     let Some(info) = pinned_info(&path)? else {
@@ -142,16 +142,23 @@ pub fn state(
     Ok(Some(match info.target {
         Target::Tcx(0, _) => LinkState::Gone,
         Target::Tcx(at, kind) if at == ifindex && kind == wanted => {
-            if !is_first(ifindex, direction, info.id)? {
+            if tags.is_some_and(|tags| tags.by_sender == Some(info.tag)) {
+                LinkState::BySender
+            } else if !is_first(ifindex, direction, info.id)? {
                 LinkState::Displaced
-            } else if tag.is_some_and(|tag| tag != info.tag) {
+            } else if tags.is_some_and(|tags| tags.wanted != info.tag) {
                 LinkState::OldProgram
             } else {
                 LinkState::Good
             }
         }
-        Target::Program => clsact::state(ifindex, direction, info.program, tag)
-            .map_err(failed(&path, "look for the filter of"))?,
+        Target::Program => clsact::state(
+            ifindex,
+            direction,
+            info.program,
+            tags.map(|tags| tags.wanted),
+        )
+        .map_err(failed(&path, "look for the filter of"))?,
         _ => LinkState::Wrong,
     }))
 }

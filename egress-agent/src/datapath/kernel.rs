@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{
-    Endpoint, FLOW_PAD, Flow, FlowKey, Inbound, NETWORKS, covered_mark, covered_place,
+    Covered, Endpoint, FLOW_PAD, Flow, FlowKey, Inbound, NETWORKS, Way, covered_mark,
+    covered_place, way_place,
 };
 
 use super::comparison::Comparison;
@@ -149,8 +150,9 @@ impl Kernel {
             }
             Op::RemoveDevice { ifindex } => maps.devices.remove(ifindex).map(u64::from),
             Op::SetCgroup { cgroup, endpoint } => set_cgroup(maps, *cgroup, endpoint),
+            Op::SetWays { slot, devices } => set_ways(maps, *slot, devices),
             Op::RemoveCgroup { cgroup } => {
-                Ok(set_covered(maps, *cgroup, false)? + u64::from(maps.cgroups.remove(cgroup)?))
+                Ok(set_covered(maps, *cgroup, None)? + u64::from(maps.cgroups.remove(cgroup)?))
             }
             Op::AdoptFlows { slot, v4, v6 } => self.adopt_flows(*slot, *v4, *v6),
             Op::Attach { ifindex, direction } => {
@@ -160,6 +162,7 @@ impl Kernel {
                 }
                 Ok(1)
             }
+            Op::AttachBySender { ifindex } => self.datapath.attach_by_sender(*ifindex).map(|()| 1),
             Op::Swap { ifindex, direction } => self.datapath.swap(*ifindex, *direction).map(|()| 1),
             Op::Detach { ifindex, direction } => {
                 self.datapath.detach(*ifindex, *direction).map(u64::from)
@@ -175,29 +178,51 @@ impl Kernel {
 /// Writes a pod's entry for the cgroup hook. The shortcut never says more than the entry: it goes
 /// before the entry and comes after it.
 fn set_cgroup(maps: &Maps, cgroup: u64, endpoint: &Endpoint) -> Result<u64, DatapathError> {
-    let passes = endpoint.passes_cgroup();
+    let (slot, ways) = (endpoint.slot, endpoint.passes_with());
     let mut writes = 1;
-    if !passes {
-        writes += set_covered(maps, cgroup, false)?;
+    if ways == 0 {
+        writes += set_covered(maps, cgroup, None)?;
     }
     maps.cgroups.insert(&cgroup, endpoint)?;
-    if passes {
-        writes += set_covered(maps, cgroup, true)?;
+    if ways != 0 {
+        writes += set_covered(maps, cgroup, Some((slot, ways)))?;
     }
     Ok(writes)
 }
 
-/// Sets or clears the shortcut; a place that another pod has stays that pod's.
-fn set_covered(maps: &Maps, cgroup: u64, covered: bool) -> Result<u64, DatapathError> {
+/// Sets the shortcut for a slot with so many ways, or clears it; a place that another pod has stays
+/// that pod's.
+fn set_covered(maps: &Maps, cgroup: u64, passes: Option<(u32, u32)>) -> Result<u64, DatapathError> {
     let (place, mark) = (covered_place(cgroup), covered_mark(cgroup));
-    let there = maps.covered.get(&place)?.unwrap_or(0);
-    let write = match (covered, there == mark) {
-        (false, true) => 0,
-        (true, false) if there == 0 || maps.cgroups.get(&(there - 1))?.is_none() => mark,
+    let there = maps.covered.get(&place)?.unwrap_or_default();
+    let write = match passes {
+        None if there.mark == mark => Covered::default(),
+        Some((slot, ways))
+            if there.mark == 0
+                || there.mark == mark
+                || maps.cgroups.get(&(there.mark - 1))?.is_none() =>
+        {
+            Covered { slot, ways, mark }
+        }
         _ => return Ok(0),
     };
+    if write == there {
+        return Ok(0);
+    }
     maps.covered.insert(&place, &write)?;
     Ok(1)
+}
+
+/// Writes the devices on which a pod's hooks stand; the kernel refuses one that has gone.
+fn set_ways(maps: &Maps, slot: u32, devices: &[u32]) -> Result<u64, DatapathError> {
+    for (place, ifindex) in (way_place(slot)..way_place(slot + 1)).zip(devices) {
+        let way = Way {
+            ifindex: *ifindex,
+            program: 0,
+        };
+        maps.ways.insert(&place, &way)?;
+    }
+    Ok(devices.len() as u64)
 }
 
 /// The kernel's monotonic clock, nanoseconds.

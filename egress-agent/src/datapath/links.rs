@@ -111,6 +111,9 @@ pub enum LinkState {
     Good,
     /// The same, with a program of another version.
     OldProgram,
+    /// The program that judges by the sender: the device is nobody's yet. Where it runs among others
+    /// does not matter.
+    BySender,
     /// Attached, but another program runs before it.
     Displaced,
     /// Its device or cgroup is gone.
@@ -120,7 +123,7 @@ pub enum LinkState {
 }
 
 impl LinkState {
-    /// A program of ours runs there.
+    /// A program of ours runs there that knows whose device it is.
     pub fn stands(self) -> bool {
         matches!(self, Self::Good | Self::OldProgram | Self::Displaced)
     }
@@ -131,6 +134,7 @@ impl fmt::Display for LinkState {
         f.write_str(match self {
             Self::Good => "good",
             Self::OldProgram => "old-program",
+            Self::BySender => "by-sender",
             Self::Displaced => "displaced",
             Self::Gone => "gone",
             Self::Wrong => "wrong",
@@ -143,6 +147,18 @@ impl fmt::Display for LinkState {
 pub(super) struct Loaded<'a> {
     pub fd: BorrowedFd<'a>,
     pub id: u32,
+}
+
+/// The program on devices that may be a pod's.
+pub const BY_SENDER: &str = "sp_by_sender";
+
+/// Tags of our programs for packets in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tags {
+    /// The one that belongs there.
+    pub wanted: [u8; 8],
+    /// [`BY_SENDER`]; none where it is not loaded.
+    pub by_sender: Option<[u8; 8]>,
 }
 
 /// Whether the link of a hook on the cgroup with this id is what it should be; as

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use egress_common::maps::{Endpoint, covered_mark, covered_place};
+use egress_common::maps::{Endpoint, NO_WAYS, covered_mark, covered_place};
 
 use super::device::{self, DeviceHooks};
-use super::links::{self, CgroupHook, DRAFT, Direction, LinkState, Loaded};
+use super::early::{Early, Turn};
+use super::links::{self, BY_SENDER, CgroupHook, DRAFT, Direction, LinkState, Loaded, Tags};
 use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
 
 /// The kernel objects that were built into this program.
@@ -60,6 +61,7 @@ pub struct Datapath {
     /// Tag of each program, by name.
     tags: BTreeMap<String, [u8; 8]>,
     cgroup: Cgroup,
+    turn: Turn,
 }
 
 impl Datapath {
@@ -89,9 +91,9 @@ impl Datapath {
                 links::unpin(&pins.links().join(name))?;
             }
         }
-        let programs = load(&pins, object)?;
+        let programs = load(&pins, hooks, object)?;
         let mut tags = BTreeMap::new();
-        for name in program_names() {
+        for name in program_names(hooks) {
             let (_, tag) = info(&programs, name)?;
             tags.insert(name.to_owned(), tag);
         }
@@ -111,6 +113,7 @@ impl Datapath {
                 path: kubepods.0.to_owned(),
                 id: kubepods.1,
             },
+            turn: Turn::default(),
         })
     }
 
@@ -145,15 +148,20 @@ impl Datapath {
             ..Observed::default()
         };
         for (cgroup, endpoint) in &observed.cgroups {
-            let mark = self.maps.covered.get(&covered_place(*cgroup))?;
-            if mark == Some(covered_mark(*cgroup)) && !endpoint.passes_cgroup() {
+            let ways = endpoint.passes_with();
+            let says = self.maps.covered.get(&covered_place(*cgroup))?;
+            let says = says.filter(|says| says.mark == covered_mark(*cgroup));
+            if says.is_some_and(|says| (says.slot, says.ways) != (endpoint.slot, ways)) {
                 observed.mismarked.insert(*cgroup);
+            }
+            if ways != NO_WAYS && ways != 0 {
+                let devices = self.maps.ways_of(endpoint.slot, ways)?;
+                observed.ways.insert(endpoint.slot, devices);
             }
         }
         for name in Pins::list(&self.pins.links())? {
             if let Some((ifindex, direction)) = device::parse_pin(&name) {
-                let tag = self.tags.get(direction.program()).copied();
-                let state = device::state(&self.pins, ifindex, direction, tag)?;
+                let state = device::state(&self.pins, ifindex, direction, self.tags(direction))?;
                 observed
                     .links
                     .extend(state.map(|state| ((ifindex, direction), state)));
@@ -170,6 +178,13 @@ impl Datapath {
             self.observe_other(&other, &mut observed)?;
         }
         Ok(observed)
+    }
+
+    fn tags(&self, direction: Direction) -> Option<Tags> {
+        Some(Tags {
+            wanted: *self.tags.get(direction.program())?,
+            by_sender: self.tags.get(BY_SENDER).copied(),
+        })
     }
 
     /// Hooks that stand with a program of another layout.
@@ -252,8 +267,31 @@ impl Datapath {
         Ok(None)
     }
 
+    /// What has devices judged by the sender from another thread; none where that is not done.
+    ///
+    /// # Errors
+    /// If no more files can be opened.
+    pub fn early(&self) -> Result<Option<Early>, DatapathError> {
+        if self.hooks != DeviceHooks::Tcx {
+            return Ok(None);
+        }
+        let program = loaded(&self.programs, BY_SENDER)?;
+        let copy = program.fd.try_clone_to_owned();
+        Ok(Some(Early {
+            pins: self.pins.clone(),
+            program: copy.map_err(|error| DatapathError::Io {
+                what: format!("can't share program {BY_SENDER}"),
+                error,
+            })?,
+            id: program.id,
+            turn: self.turn.clone(),
+        }))
+    }
+
     /// Attaches first on the device; replaces a link of ours without a gap.
     pub fn attach(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+        let turn = self.turn.clone();
+        let _turn = turn.take();
         let program = loaded(&self.programs, direction.program())?;
         if self.hooks == DeviceHooks::Clsact {
             return device::attach(self.hooks, &self.pins, ifindex, direction, program);
@@ -277,7 +315,7 @@ impl Datapath {
 
     fn attach_spare(&mut self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
         if self.spare.is_none() {
-            self.spare = Some(load(&self.pins, self.object)?);
+            self.spare = Some(load(&self.pins, self.hooks, self.object)?);
         }
         let spare = self.spare.as_ref().expect("it was loaded just now");
         let program = loaded(spare, direction.program())?;
@@ -286,14 +324,30 @@ impl Datapath {
 
     /// Gives a hook that stands the program that we carry.
     pub fn swap(&self, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+        let _turn = self.turn.take();
         let program = loaded(&self.programs, direction.program())?;
         let path = self.pins.device_link(ifindex, direction);
         takeover::fetch(&self.pins, &path)?;
         device::swap(self.hooks, &self.pins, ifindex, direction, program)
     }
 
+    /// Has the device judged by the sender: attaches the program for that, or gives it to a link of ours
+    /// that stands.
+    pub fn attach_by_sender(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let _turn = self.turn.take();
+        let program = loaded(&self.programs, BY_SENDER)?;
+        let path = self.pins.device_link(ifindex, Direction::Ingress);
+        takeover::fetch(&self.pins, &path)?;
+        let change = match device::standing_program(&self.pins, ifindex, Direction::Ingress)? {
+            Some(_) => device::swap,
+            None => device::attach,
+        };
+        change(self.hooks, &self.pins, ifindex, Direction::Ingress, program)
+    }
+
     /// Takes the hook from the device; whether there was one.
     pub fn detach(&self, ifindex: u32, direction: Direction) -> Result<bool, DatapathError> {
+        let _turn = self.turn.take();
         let mut found = links::unpin(&self.pins.device_link(ifindex, direction))?;
         for other in self.pins.others()? {
             found |= links::unpin(&other.device_link(ifindex, direction))?;
@@ -316,12 +370,15 @@ impl Datapath {
     }
 }
 
-fn program_names() -> impl Iterator<Item = &'static str> {
+/// Devices are judged by the sender where hooks are links, which are given another program at once.
+fn program_names(hooks: DeviceHooks) -> impl Iterator<Item = &'static str> {
+    let by_sender = (hooks == DeviceHooks::Tcx).then_some(BY_SENDER);
     let devices = Direction::BOTH.into_iter().map(Direction::program);
-    devices.chain(CgroupHook::ALL.into_iter().map(CgroupHook::program))
+    let cgroup = CgroupHook::ALL.into_iter().map(CgroupHook::program);
+    devices.chain(by_sender).chain(cgroup)
 }
 
-fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {
+fn load(pins: &Pins, hooks: DeviceHooks, object: &[u8]) -> Result<Ebpf, DatapathError> {
     let mut programs = EbpfLoader::new()
         .default_map_pin_directory(pins.maps())
         .load(object)
@@ -329,7 +386,7 @@ fn load(pins: &Pins, object: &[u8]) -> Result<Ebpf, DatapathError> {
             what: "can't load the kernel object".into(),
             error: Box::new(error),
         })?;
-    for name in program_names().chain([DEPTH]) {
+    for name in program_names(hooks).chain([DEPTH]) {
         let program = programs.program_mut(name).ok_or_else(|| missing(name))?;
         let result = match program {
             Program::SchedClassifier(program) => program.load(),

@@ -1,8 +1,10 @@
 //! The maps by name, with their types.
 
+use egress_common::limits::MAX_WAYS;
 use egress_common::maps::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, PodCounters,
-    PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, name,
+    Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound,
+    PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6, PrefixRule, RuleInfo, RuleKey, Way,
+    name, way_place,
 };
 
 use super::DatapathError;
@@ -14,7 +16,8 @@ use super::table::{PerCpuTable, Table, TrieKey};
 pub struct Maps {
     pub devices: Table<u32, Endpoint>,
     pub cgroups: Table<u64, Endpoint>,
-    pub covered: Table<u32, u64>,
+    pub covered: Table<u32, Covered>,
+    pub ways: Table<u32, Way>,
     pub exact4: Table<ExactKey4, ExactRule>,
     pub exact6: Table<ExactKey6, ExactRule>,
     pub prefix4: Table<TrieKey<PrefixKey4>, PrefixRule>,
@@ -39,6 +42,7 @@ impl Maps {
             devices: Table::new(name::DEVICES, pins.open_map(name::DEVICES)?)?,
             cgroups: Table::new(name::CGROUPS, pins.open_map(name::CGROUPS)?)?,
             covered: Table::new(name::COVERED, pins.open_map(name::COVERED)?)?,
+            ways: Table::new(name::WAYS, pins.open_map(name::WAYS)?)?,
             exact4: Table::new(name::EXACT4, pins.open_map(name::EXACT4)?)?,
             exact6: Table::new(name::EXACT6, pins.open_map(name::EXACT6)?)?,
             prefix4: Table::new(name::PREFIX4, pins.open_map(name::PREFIX4)?)?,
@@ -52,6 +56,16 @@ impl Maps {
             policy_info: Table::new(name::POLICY_INFO, pins.open_map(name::POLICY_INFO)?)?,
             rule_info: Table::new(name::RULE_INFO, pins.open_map(name::RULE_INFO)?)?,
         })
+    }
+
+    /// Devices of a slot's pod, by their indices, of its first so many ways; less where some have gone.
+    pub fn ways_of(&self, slot: u32, ways: u32) -> Result<Vec<u32>, DatapathError> {
+        let mut devices = Vec::new();
+        for way in 0..ways.min(MAX_WAYS) {
+            let found = self.ways.get(&(way_place(slot) + way))?;
+            devices.extend(found.map(|way| way.ifindex));
+        }
+        Ok(devices)
     }
 }
 

@@ -5,6 +5,7 @@ mod bytes;
 mod clsact;
 mod comparison;
 pub mod device;
+mod early;
 mod kernel;
 pub mod layout;
 pub mod links;
@@ -23,6 +24,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use device::DeviceHooks;
+pub use early::Early;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
 pub use load::{Datapath, object};

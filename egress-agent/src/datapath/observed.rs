@@ -20,6 +20,8 @@ pub struct Observed {
     pub devices: BTreeMap<u32, Endpoint>,
     /// By cgroup id.
     pub cgroups: BTreeMap<u64, Endpoint>,
+    /// By slot of a covered pod: those of its devices that `sp_ways` has.
+    pub ways: BTreeMap<u32, Vec<u32>>,
     /// By number, incomplete ones too.
     pub policies: BTreeMap<u32, PolicyInfo>,
     pub damaged: Damage,
@@ -53,6 +55,14 @@ impl Observed {
             self.link(ifindex, *direction)
                 .is_some_and(LinkState::stands)
         })
+    }
+
+    /// Whether our programs know all pods that there were before: the gate stands, and so who is not
+    /// known is denied already.
+    pub fn knows_pods(&self) -> bool {
+        let gate = self.cgroup_links.get(&CgroupHook::Egress);
+        let ours = matches!(gate, Some(LinkState::Good | LinkState::Displaced));
+        ours && self.layouts.is_empty()
     }
 
     /// Numbers of the policies that some endpoint names.

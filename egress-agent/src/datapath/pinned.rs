@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use egress_common::event::Event;
 use egress_common::maps::{
-    Config, Count, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
-    Inbound, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
-    PrefixRule, RuleInfo, RuleKey, name,
+    Config, Count, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment,
+    FragmentKey, Inbound, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4,
+    PrefixKey6, PrefixRule, RuleInfo, RuleKey, name,
 };
 use egress_common::reason::REASONS;
 
@@ -328,9 +328,19 @@ impl Pinned {
         array.get(&slot, 0).map_err(failed(name::INBOUND, "read"))
     }
 
-    /// What stands at one place of the shortcut through the cgroup hook: a cgroup id and one, or 0.
-    pub fn covered(&self, place: u32) -> Result<u64, PinnedError> {
-        let array: Array<_, u64> =
+    /// Interface index of the device at this place of `sp_ways`; none if there is none.
+    pub fn way(&self, place: u32) -> Result<Option<u32>, PinnedError> {
+        let ways = DevMap::try_from(self.map(name::WAYS)?).map_err(failed(name::WAYS, "open"))?;
+        match ways.get(place, 0) {
+            Ok(way) => Ok(Some(way.if_index)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(name::WAYS, "read")(error)),
+        }
+    }
+
+    /// What stands at one place of the shortcut through the cgroup hook.
+    pub fn covered(&self, place: u32) -> Result<Covered, PinnedError> {
+        let array: Array<_, Covered> =
             Array::try_from(self.map(name::COVERED)?).map_err(failed(name::COVERED, "open"))?;
         array.get(&place, 0).map_err(failed(name::COVERED, "read"))
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo};
 use aya_obj::Object;
+use aya_obj::generated::{BPF_F_RDONLY_PROG, bpf_map_type};
 use egress_common::maps;
 
 use super::links::{CgroupHook, Direction};
@@ -231,12 +232,18 @@ impl Pins {
                 what: format!("can't look at pinned map {name}"),
                 error: Box::new(error),
             })?;
+            let kind = info.map_type().map_or(0, |kind| kind as u32);
+            let of_kind = if kind == bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32 {
+                BPF_F_RDONLY_PROG
+            } else {
+                0
+            };
             let found = Layout {
-                kind: info.map_type().map_or(0, |kind| kind as u32),
+                kind,
                 key: info.key_size(),
                 value: info.value_size(),
                 entries: info.max_entries(),
-                flags: info.map_flags(),
+                flags: info.map_flags() & !of_kind,
             };
             let wanted = Layout {
                 kind: declared.map_type(),

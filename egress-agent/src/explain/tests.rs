@@ -30,7 +30,7 @@ fn view(mode: u8, gateway: bool) -> PodView {
         exact_networks: u64::MAX,
         near4: [Near4::default(); 3],
         near6: [Near6::default(); 1],
-        pad: [0; 4],
+        ways: 0,
     };
     let mut tables = MemoryTables::default();
     if gateway {

@@ -1,6 +1,6 @@
 //! Whether hooks on the node's devices see every packet of a pod. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Device;
 use super::devices::{ARPHRD_ETHER, ARPHRD_LOOPBACK, Link};
@@ -66,6 +66,18 @@ pub(super) fn assess(
         host_network,
         reasons,
     }
+}
+
+/// The node's ends of all veth pairs whose other end is in another network namespace: what a pod's device
+/// looks like before there is a process that tells whose it is.
+pub(super) fn outlying(links: &[Link]) -> BTreeSet<u32> {
+    let leads_out = |link: &&Link| {
+        link.kind.as_deref() == Some("veth")
+            && link.hardware == ARPHRD_ETHER
+            && link.link_nsid.is_some()
+    };
+    let devices = links.iter().filter(leads_out);
+    devices.map(|link| link.ifindex).collect()
 }
 
 /// The node's devices that lead into one of the namespaces.

@@ -8,10 +8,11 @@ pub mod devices;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 pub mod mounts;
+pub mod newcomers;
 pub mod sight;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 #[cfg(any(test, fuzzing))]
@@ -19,11 +20,30 @@ pub(crate) use fuzz::run as fuzz;
 
 pub use cgroups::Kubepods;
 pub use conntrack::StandingFlows;
+pub use newcomers::Newcomers;
 pub use sight::{Scout, SightError};
 pub use watch::Watcher;
 
-/// What was found of the pods, by UID.
-pub type Sightings = BTreeMap<String, Sighting>;
+/// What was found on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sightings {
+    /// By UID.
+    pub pods: BTreeMap<String, Sighting>,
+    /// Interface indices of all devices that lead to another network namespace: those of pods, known or
+    /// not, and of strangers. Which is whose can be told only once a process is in there.
+    pub outlying: BTreeSet<u32>,
+    /// Interface indices of all devices: one that is not here has come since.
+    pub devices: BTreeSet<u32>,
+}
+
+impl FromIterator<(String, Sighting)> for Sightings {
+    fn from_iter<T: IntoIterator<Item = (String, Sighting)>>(pods: T) -> Self {
+        Self {
+            pods: pods.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
 
 /// What was found of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -121,13 +121,15 @@ impl Scout {
         let spaces = || all.values().map(|(_, whereabouts)| &whereabouts.spaces);
         let interiors = self.interiors(spaces().flat_map(|spaces| spaces.keys().copied()));
         let shared = shared(spaces(), self.own);
-        Ok(all
-            .iter()
-            .map(|(uid, (cgroup, whereabouts))| {
-                let sighting = self.judge(*cgroup, whereabouts, &links, &interiors, &shared);
-                (uid.clone(), sighting)
-            })
-            .collect())
+        let pods = all.iter().map(|(uid, (cgroup, whereabouts))| {
+            let sighting = self.judge(*cgroup, whereabouts, &links, &interiors, &shared);
+            (uid.clone(), sighting)
+        });
+        Ok(Sightings {
+            pods: pods.collect(),
+            outlying: coverage::outlying(&links),
+            devices: links.iter().map(|link| link.ifindex).collect(),
+        })
     }
 
     fn whereabouts(&mut self, cgroup: &PodCgroup) -> Result<Whereabouts, NetlinkError> {

@@ -20,11 +20,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::cgroups::{CgroupError, Kubepods};
 
 /// `linux/rtnetlink.h`.
-const RTNLGRP_LINK: u32 = 1;
+pub(super) const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 /// Room for the notices of some hundred devices at once.
-const NETLINK_BUFFER: usize = 1 << 20;
+pub(super) const NETLINK_BUFFER: usize = 1 << 20;
 /// Notices come in bursts: what follows the first within this time is one change with it.
 const SETTLE: Duration = Duration::from_millis(2);
 /// When to look again while a pod is not complete: its namespace and device come soon after its

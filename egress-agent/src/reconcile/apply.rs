@@ -181,7 +181,7 @@ impl<E: Executor> Reconciler<E> {
 fn is_of_hooks(op: &Op) -> bool {
     matches!(
         op,
-        Op::SetDevice { .. } | Op::Attach { .. } | Op::AdoptFlows { .. }
+        Op::SetDevice { .. } | Op::Attach { .. } | Op::AdoptFlows { .. } | Op::SetWays { .. }
     )
 }
 
@@ -194,7 +194,7 @@ impl Pass {
             self.gate_unsafe = true;
         }
         let opens = match step.op {
-            Op::AttachCgroup(_) => true,
+            Op::AttachCgroup(_) | Op::AttachBySender { .. } => true,
             Op::SwapCgroup(_) => self.takes_over,
             _ => false,
         };

@@ -21,6 +21,8 @@ pub(super) struct Model {
     pub(super) devices_alive: BTreeSet<u32>,
     /// Entries whose device may have died; what has their index now may be another's.
     stale: BTreeSet<u32>,
+    /// Devices that are judged by the sender, by a program of any version.
+    by_sender: BTreeSet<u32>,
     /// Slots whose counters are zero.
     pub(super) zeroed: BTreeSet<u32>,
     /// Slots whose flows were taken over.
@@ -50,6 +52,7 @@ impl Model {
         state.layouts = BTreeSet::from(["other".to_owned()]);
         state.config = None;
         state.policies.clear();
+        state.ways.clear();
         self.policies.clear();
         self.written.clear();
         let entries = state.devices.values_mut().chain(state.cgroups.values_mut());
@@ -60,7 +63,7 @@ impl Model {
         self.carried.devices = state.devices.keys().copied().collect();
         self.carried.cgroups = state.cgroups.keys().copied().collect();
         self.carried.slots = state.slots.keys().copied().collect();
-        state.links.retain(|_, link| link.stands());
+        state.links.retain(|_, link| *link != LinkState::Gone);
         let links = state.links.values_mut();
         for link in links.chain(state.cgroup_links.values_mut()) {
             *link = LinkState::OldProgram;
@@ -93,7 +96,8 @@ impl Model {
         }
         for (ifindex, direction) in self.state.links.keys() {
             let standing = self.is_hooked(*ifindex, *direction);
-            if standing && !self.state.devices.contains_key(ifindex) {
+            let by_sender = *direction == Direction::Ingress && self.by_sender.contains(ifindex);
+            if standing && !by_sender && !self.state.devices.contains_key(ifindex) {
                 return Err(format!(
                     "the hook on device {ifindex} has no entry: it passes all"
                 ));
@@ -102,21 +106,28 @@ impl Model {
         Ok(())
     }
 
-    /// Cgroups that the cgroup hook lets pass while a device of theirs lives without its hook. That
-    /// devices come is not the plan's doing; that a cgroup gets here by an operation is.
+    /// Cgroups that the cgroup hook lets pass while a device of theirs lives without its hook, or one that
+    /// they pass for is nobody's. That devices come is not the plan's doing; that a cgroup gets here by an
+    /// operation is.
     fn open(&self) -> BTreeSet<u64> {
-        let covered = self.state.cgroups.iter();
-        let covered = covered.filter(|(_, endpoint)| endpoint.flags & FLAG_COVERED != 0);
-        covered
-            .filter(|(_, endpoint)| {
-                let mut devices = self.devices_alive.iter();
-                devices.any(|ifindex| {
-                    self.owns(endpoint.slot, *ifindex)
-                        && !self.is_hooked(*ifindex, Direction::Ingress)
-                })
-            })
-            .map(|(cgroup, _)| *cgroup)
-            .collect()
+        let passes = |(_, endpoint): &(&u64, &Endpoint)| {
+            let ways = self.state.ways.get(&endpoint.slot);
+            let ways = ways.map_or(&[][..], |ways| ways);
+            if endpoint.mode == MODE_OFF
+                || endpoint.ways == 0
+                || ways.len() < endpoint.ways as usize
+            {
+                return false;
+            }
+            let entries = &self.state.devices;
+            let hooked = |ifindex: u32| self.is_hooked(ifindex, Direction::Ingress);
+            let mut devices = self.devices_alive.iter();
+            let mut ways = ways.iter();
+            devices.any(|ifindex| self.owns(endpoint.slot, *ifindex) && !hooked(*ifindex))
+                || ways.any(|ifindex| !hooked(*ifindex) || !entries.contains_key(ifindex))
+        };
+        let open = self.state.cgroups.iter().filter(passes);
+        open.map(|(cgroup, _)| *cgroup).collect()
     }
 
     fn owns(&self, slot: u32, ifindex: u32) -> bool {
@@ -161,6 +172,9 @@ impl Model {
         let entries = self.state.devices.keys();
         let lost = entries.filter(|ifindex| !self.state.is_hooked(**ifindex));
         self.stale.extend(lost);
+        for ways in self.state.ways.values_mut() {
+            ways.retain(|ifindex| alive.contains(ifindex));
+        }
         self.devices_alive = alive;
     }
 
@@ -189,6 +203,7 @@ impl Model {
                 self.adopted.contains(&slot),
                 "dropped before flows are taken over"
             );
+            self.by_sender.remove(&ifindex);
         }
         self.state
             .links
@@ -203,7 +218,16 @@ impl Model {
             self.check_carried(endpoint, desired);
         }
         let link = (ifindex, direction);
-        self.state.links.insert(link, LinkState::Good);
+        if self.state.links.insert(link, LinkState::Good) == Some(LinkState::BySender) {
+            let slot = self.state.devices.get(&ifindex).map(|e| e.slot);
+            assert!(
+                slot.is_some_and(|slot| self.adopted.contains(&slot)),
+                "dropped before flows are taken over"
+            );
+        }
+        if direction == Direction::Ingress {
+            self.by_sender.remove(&ifindex);
+        }
     }
 
     fn attach_cgroup(&mut self, hook: CgroupHook, desired: &DesiredState) {
@@ -228,6 +252,10 @@ impl Executor for Model {
 
     fn observe(&mut self, _: &DesiredState) -> Result<Observed, String> {
         let mut observed = self.state.clone();
+        let entries = observed.cgroups.values();
+        let covered = entries.filter(|entry| entry.flags & FLAG_COVERED != 0);
+        let covered: BTreeSet<u32> = covered.map(|entry| entry.slot).collect();
+        observed.ways.retain(|slot, _| covered.contains(slot));
         for number in self.policies.keys().chain(self.written.keys()) {
             let info = self.state.policies.get(number);
             let passing = info.is_some_and(|info| info.complete == 0);
@@ -292,6 +320,13 @@ impl Executor for Model {
                 self.adopted.remove(slot);
                 self.carried.slots.remove(slot);
             }
+            Op::SetWays { slot, devices } => {
+                let mut gone = devices.iter().filter(|it| !self.devices_alive.contains(it));
+                if gone.next().is_some() {
+                    return Err("the device is gone".into());
+                }
+                state.ways.insert(*slot, devices.clone());
+            }
             Op::SetDevice { ifindex, endpoint } => {
                 state.devices.insert(*ifindex, *endpoint);
                 self.stale.remove(ifindex);
@@ -317,9 +352,20 @@ impl Executor for Model {
                 self.adopted.insert(*slot);
             }
             Op::Attach { ifindex, direction } => self.attach(*ifindex, *direction)?,
+            Op::AttachBySender { ifindex } => {
+                if !self.devices_alive.contains(ifindex) {
+                    return Err("the device is gone".into());
+                }
+                let link = (*ifindex, Direction::Ingress);
+                state.links.insert(link, LinkState::BySender);
+                self.by_sender.insert(*ifindex);
+            }
             Op::Swap { ifindex, direction } => self.swap(*ifindex, *direction, desired),
             Op::Detach { ifindex, direction } => {
                 state.links.remove(&(*ifindex, *direction));
+                if *direction == Direction::Ingress {
+                    self.by_sender.remove(ifindex);
+                }
             }
             Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook, desired),
             Op::Carry { .. } => {}

@@ -60,6 +60,11 @@ pub enum Op {
     RemoveCgroup {
         cgroup: u64,
     },
+    /// Says on which devices a covered pod's hooks stand.
+    SetWays {
+        slot: u32,
+        devices: Vec<u32>,
+    },
     /// Takes over the flows that stand, from conntrack.
     AdoptFlows {
         slot: u32,
@@ -70,6 +75,11 @@ pub enum Op {
     Attach {
         ifindex: u32,
         direction: Direction,
+    },
+    /// Has a device judged by the sender, which is nobody's (yet or any more); without a gap where a link
+    /// of ours is there.
+    AttachBySender {
+        ifindex: u32,
     },
     /// Gives a link that stands our program.
     Swap {
@@ -121,9 +131,15 @@ impl fmt::Display for Op {
             Self::RemoveDevice { ifindex } => write!(f, "remove endpoint of device {ifindex}"),
             Self::SetCgroup { cgroup, .. } => write!(f, "set endpoint of cgroup {cgroup}"),
             Self::RemoveCgroup { cgroup } => write!(f, "remove endpoint of cgroup {cgroup}"),
+            Self::SetWays { slot, devices } => {
+                write!(f, "set the ways of slot {slot} to devices {devices:?}")
+            }
             Self::AdoptFlows { slot, .. } => write!(f, "adopt flows of slot {slot}"),
             Self::Attach { ifindex, direction } => {
                 write!(f, "attach {} of device {ifindex}", direction.name())
+            }
+            Self::AttachBySender { ifindex } => {
+                write!(f, "have device {ifindex} judged by the sender")
             }
             Self::Swap { ifindex, direction } => {
                 write!(f, "swap {} of device {ifindex}", direction.name())

@@ -8,6 +8,7 @@ use crate::compile::{DesiredPod, DesiredState, Hold};
 use crate::datapath::maps::text;
 use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
 use crate::node::{Sighting, Sightings};
+use egress_common::limits::MAX_WAYS;
 use egress_common::maps::FLAG_COVERED;
 
 /// Whether a pod is held by what should hold it.
@@ -128,7 +129,7 @@ pub fn status(
         .pods
         .values()
         .map(|pod| {
-            let sighting = sightings.get(&pod.uid).unwrap_or(&nothing);
+            let sighting = sightings.pods.get(&pod.uid).unwrap_or(&nothing);
             let slot = slots.get(&pod.uid).copied();
             pod_status(pod, sighting, slot, observed, errors.get(&pod.uid))
         })
@@ -256,6 +257,9 @@ fn coverage(
     if let Some(ifindex) = foreign {
         return uncovered(&format!("device {ifindex} is held for another pod"));
     }
+    if devices.len() > MAX_WAYS as usize {
+        return uncovered(&format!("more than {MAX_WAYS} devices lead to it"));
+    }
     let bare = devices
         .iter()
         .find(|device| !observed.is_covered(device.ifindex));
@@ -313,7 +317,7 @@ mod tests {
             exact_networks: 0,
             near4: [Near4::default(); NEAR4],
             near6: [Near6::default(); NEAR6],
-            pad: [0; 4],
+            ways: 0,
         };
         let mut observed = Observed::default();
         observed

@@ -17,6 +17,7 @@ use crate::node::{Device, Sighting, Sightings};
 
 const CONFIG: Config = Config {
     qos_cgroups: [0; 2],
+    kubepods: 9,
     kubepods_level: 1,
     event_interval_ns: 1,
     event_burst: 1,
@@ -45,6 +46,8 @@ struct PodNow {
 struct Moment {
     pods: Vec<PodNow>,
     alive: BTreeSet<u32>,
+    /// Those of them that lead to another namespace; pods' devices do.
+    outlying: BTreeSet<u32>,
     /// Operations that succeed, and whether the agent dies then.
     fuel: u32,
     crash: bool,
@@ -81,19 +84,23 @@ fn moment() -> impl Strategy<Value = Moment> {
     (
         prop::collection::vec(pod_now(), 4),
         prop::collection::btree_set(1_u32..7, 2..7),
+        prop::collection::btree_set(1_u32..7, 0..7),
         prop_oneof![0_u32..40, Just(1000)],
         any::<bool>(),
         prop::bool::weighted(0.2),
         prop::collection::vec((0_u32..8, any::<bool>()), 0..3),
     )
-        .prop_map(|(pods, alive, fuel, crash, other_layout, meddled)| Moment {
-            pods,
-            alive,
-            fuel,
-            crash,
-            other_layout,
-            meddled,
-        })
+        .prop_map(
+            |(pods, alive, outlying, fuel, crash, other_layout, meddled)| Moment {
+                pods,
+                alive,
+                outlying,
+                fuel,
+                crash,
+                other_layout,
+                meddled,
+            },
+        )
 }
 
 fn uid(index: usize) -> String {
@@ -158,7 +165,12 @@ impl Moment {
             };
             (uid(index), sighting)
         };
-        self.pods.iter().enumerate().map(seen).collect()
+        let mut sightings: Sightings = self.pods.iter().enumerate().map(seen).collect();
+        let devices = sightings.pods.values().flat_map(|pod| &pod.devices);
+        let outlying = self.outlying.intersection(&self.alive).copied();
+        sightings.outlying = devices.map(|it| it.ifindex).chain(outlying).collect();
+        sightings.devices.clone_from(&self.alive);
+        sightings
     }
 }
 
@@ -191,7 +203,7 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         let wanted = (now.hold != Hold::Off).then_some([now.policy; 32]);
         prop_assert_eq!(named, wanted);
         prop_assert_eq!(entry.flags & FLAG_HOST_NETWORK != 0, now.host_network);
-        let seen = &sightings[&uid(index)].devices;
+        let seen = &sightings.pods[&uid(index)].devices;
         let own = |ifindex: u32| {
             let device = observed.devices.get(&ifindex);
             device.is_some_and(|device| Some(device.slot) == slot)
@@ -199,7 +211,11 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         if entry.flags & FLAG_COVERED != 0 {
             prop_assert!(now.hold != Hold::Off && !now.host_network && !now.uncoverable);
             prop_assert!(seen.iter().all(|device| own(device.ifindex)));
-            prop_assert!(observed.devices.keys().any(|ifindex| own(*ifindex)));
+            let all = observed.devices.keys().copied();
+            let all: Vec<u32> = all.filter(|ifindex| own(*ifindex)).collect();
+            prop_assert!(!all.is_empty());
+            prop_assert_eq!(entry.ways as usize, all.len());
+            prop_assert_eq!(slot.and_then(|slot| observed.ways.get(&slot)), Some(&all));
         } else if now.hold != Hold::Off && !now.host_network && !now.uncoverable {
             let foreign = seen.iter().any(|device| !own(device.ifindex));
             prop_assert!(seen.is_empty() || foreign, "pod {} is not covered", index);
@@ -220,9 +236,7 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         );
         prop_assert!(moment.alive.contains(ifindex));
     }
-    let hooked: BTreeSet<u32> = observed.links.keys().map(|(index, _)| *index).collect();
-    let known: BTreeSet<u32> = observed.devices.keys().copied().collect();
-    prop_assert_eq!(hooked, known, "no hook without its entry");
+    check_outlying(&sightings, &slots, observed)?;
     let mut used = observed.used_policies();
     used.remove(&0);
     let wanted = moment.desired().policies;
@@ -239,6 +253,34 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         observed.layouts.is_empty(),
         "pins of another layout are left"
     );
+    Ok(())
+}
+
+/// On a device that may be a pod's, and is no known one's, the hook judges by the sender; elsewhere there
+/// is none without its entry.
+fn check_outlying(
+    sightings: &Sightings,
+    slots: &BTreeMap<String, u32>,
+    observed: &Observed,
+) -> Result<(), TestCaseError> {
+    let known: BTreeSet<u32> = observed.devices.keys().copied().collect();
+    let pods = sightings.pods.iter();
+    let pods = pods.filter(|(uid, _)| slots.contains_key(*uid));
+    let devices = pods.flat_map(|(_, pod)| &pod.devices);
+    let claimed: BTreeSet<u32> = devices.map(|device| device.ifindex).collect();
+    let unclaimed = sightings.outlying.difference(&claimed);
+    let by_sender: BTreeSet<u32> = unclaimed
+        .filter(|it| !known.contains(it))
+        .copied()
+        .collect();
+    for ifindex in &by_sender {
+        let link = |direction| observed.link(*ifindex, direction);
+        prop_assert_eq!(link(Direction::Ingress), Some(LinkState::BySender));
+        prop_assert_eq!(link(Direction::Egress), None);
+    }
+    let hooked: BTreeSet<u32> = observed.links.keys().map(|(index, _)| *index).collect();
+    let wanted: BTreeSet<u32> = known.union(&by_sender).copied().collect();
+    prop_assert_eq!(hooked, wanted);
     Ok(())
 }
 
@@ -303,6 +345,7 @@ fn one(hold: Hold, devices: &[u32]) -> Moment {
     Moment {
         pods: vec![pod],
         alive: (1..7).collect(),
+        outlying: BTreeSet::new(),
         fuel: u32::MAX,
         crash: false,
         other_layout: false,
@@ -364,4 +407,68 @@ fn the_gate_stays_open_until_every_known_pod_has_its_entry() {
     assert!(report.observed.cgroup_links.is_empty());
     let observed = settle(&mut reconciler, &moment);
     assert_eq!(observed.cgroup_links.len(), CgroupHook::ALL.len());
+}
+
+#[test]
+fn a_device_is_judged_by_the_sender_until_it_is_somebodys() {
+    let mut reconciler = Reconciler::new(Model::default());
+    let mut moment = one(Hold::Enforce, &[]);
+    moment.outlying = [3, 4].into();
+    let ingress = |observed: &Observed, ifindex| observed.link(ifindex, Direction::Ingress);
+    let observed = settle(&mut reconciler, &moment);
+    for ifindex in [3, 4] {
+        assert_eq!(ingress(&observed, ifindex), Some(LinkState::BySender));
+    }
+    assert!(observed.devices.is_empty());
+    // One turns out to be the held pod's: no moment without a hook, the model says.
+    moment.pods[0].devices = [3].into();
+    let observed = settle(&mut reconciler, &moment);
+    assert!(observed.is_covered(3) && observed.devices[&3].mode == MODE_ENFORCE);
+    // The other is one's that nobody holds.
+    moment.pods.push(one(Hold::Off, &[4]).pods.remove(0));
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(ingress(&observed, 4), None);
+    // Who is known no more leaves a device that may be another's.
+    moment.pods[1].running = false;
+    moment.pods[1].declared = false;
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(ingress(&observed, 4), Some(LinkState::BySender));
+    assert!(!observed.devices.contains_key(&4));
+}
+
+#[test]
+fn with_its_device_a_pods_way_past_the_cgroup_hook_goes() {
+    let mut reconciler = Reconciler::new(Model::default());
+    let mut moment = one(Hold::Enforce, &[3, 4]);
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.cgroups[&cgroup(0)].passes_with(), 2);
+    assert_eq!(observed.ways[&1], [3, 4]);
+    // One goes: what the kernel takes out is enough for the pod to be judged at its cgroup.
+    moment.alive.remove(&3);
+    reconciler.executor.set_alive(moment.alive.clone());
+    assert_eq!(reconciler.executor.state.ways[&1], [4]);
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.cgroups[&cgroup(0)].passes_with(), 1);
+    assert_eq!(observed.ways[&1], [4]);
+    // Somebody takes it out: it is put back.
+    reconciler.executor.state.ways.clear();
+    assert_eq!(settle(&mut reconciler, &moment), observed);
+    // More than are looked at.
+    moment.alive = (1..=9).collect();
+    moment.pods[0].devices = moment.alive.clone();
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.cgroups[&cgroup(0)].passes_with(), 0);
+    assert!(
+        moment
+            .alive
+            .iter()
+            .all(|ifindex| observed.is_covered(*ifindex))
+    );
+    let seen = status(
+        &moment.desired(),
+        &moment.sightings(),
+        &observed,
+        &BTreeMap::new(),
+    );
+    assert_eq!(seen.pods[0].coverage, Coverage::Uncovered);
 }

@@ -197,6 +197,7 @@ fn fill(ebpf: &mut Ebpf, cgroup: u64) {
 fn pod(ebpf: &mut Ebpf, cgroup: u64) {
     let config = Config {
         qos_cgroups: [0; 2],
+        kubepods: 0,
         kubepods_level: 1,
         event_interval_ns: 1,
         event_burst: 100,
@@ -219,7 +220,7 @@ fn pod(ebpf: &mut Ebpf, cgroup: u64) {
         exact_networks: u64::MAX,
         near4: [Near4::default(); NEAR4],
         near6: [Near6::default(); NEAR6],
-        pad: [0; 4],
+        ways: 0,
     };
     hash::<u32, _>(ebpf, name::DEVICES)
         .insert(LOOPBACK, endpoint, 0)

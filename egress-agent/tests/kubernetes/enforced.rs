@@ -33,6 +33,7 @@ const BOUND: Duration = Duration::from_secs(20);
 
 const CONFIG: Config = Config {
     qos_cgroups: [0; 2],
+    kubepods: 1,
     kubepods_level: 1,
     event_interval_ns: 1,
     event_burst: 1,
@@ -89,10 +90,14 @@ fn sightings(bodies: &[Body]) -> Sightings {
         running: true,
         ..Sighting::default()
     };
-    bodies
-        .iter()
-        .map(|body| (body.uid.clone(), sighting(body)))
-        .collect()
+    let pods = bodies.iter();
+    Sightings {
+        pods: pods
+            .map(|body| (body.uid.clone(), sighting(body)))
+            .collect(),
+        outlying: bodies.iter().map(|body| body.ifindex).collect(),
+        devices: bodies.iter().map(|body| body.ifindex).collect(),
+    }
 }
 
 /// What a kernel does that is told of this and of nothing before.

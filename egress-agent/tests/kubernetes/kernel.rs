@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use egress_agent::compile::{DesiredState, Policy};
 use egress_agent::datapath::{CgroupHook, Direction, LinkState, Observed};
 use egress_agent::reconcile::{Executor, Op};
-use egress_common::maps::{Endpoint, ExactKey4, ExactKey6, PrefixKey4, PrefixKey6};
+use egress_common::maps::{Endpoint, ExactKey4, ExactKey6, NO_WAYS, PrefixKey4, PrefixKey6};
 use egress_common::memory::{Bytes, MemoryTables, POLICY_BITS};
 use egress_common::packet::Headers;
 use egress_common::{Side, Verdict, decide};
@@ -56,6 +56,9 @@ impl Memory {
                 *link = LinkState::Gone;
             }
         }
+        for ways in self.state.ways.values_mut() {
+            ways.retain(|ifindex| alive.contains(ifindex));
+        }
         self.alive = alive;
     }
 
@@ -81,23 +84,37 @@ impl Memory {
             let lets = match self.state.cgroups.get(&body.cgroup) {
                 None => false,
                 Some(endpoint) => {
-                    endpoint.passes_cgroup() || self.decides(Side::Cgroup, endpoint, packet)
+                    self.stand(endpoint) || self.decides(Side::Cgroup, endpoint, packet)
                 }
             };
             if !lets {
                 return false;
             }
         }
-        let link = self.state.link(body.ifindex, Direction::Ingress);
-        match self.state.devices.get(&body.ifindex) {
-            Some(endpoint) if link.is_some_and(LinkState::stands) => {
-                let ethertype: u16 = if to.is_ipv4() { 0x0800 } else { 0x86dd };
-                let mut frame = vec![0x02; 12];
-                frame.extend(ethertype.to_be_bytes());
-                frame.extend(packet);
-                self.decides(Side::Device, endpoint, &frame)
-            }
-            _ => true,
+        let endpoint = match self.state.link(body.ifindex, Direction::Ingress) {
+            Some(LinkState::BySender) => match self.state.cgroups.get(&body.cgroup) {
+                Some(endpoint) => endpoint,
+                None => return false,
+            },
+            Some(link) if link.stands() => match self.state.devices.get(&body.ifindex) {
+                Some(endpoint) => endpoint,
+                None => return true,
+            },
+            _ => return true,
+        };
+        let ethertype: u16 = if to.is_ipv4() { 0x0800 } else { 0x86dd };
+        let mut frame = vec![0x02; 12];
+        frame.extend(ethertype.to_be_bytes());
+        frame.extend(packet);
+        self.decides(Side::Device, endpoint, &frame)
+    }
+
+    /// Whether the cgroup hook lets all packets of this pod go.
+    fn stand(&self, endpoint: &Endpoint) -> bool {
+        let ways = self.state.ways.get(&endpoint.slot).map_or(0, Vec::len);
+        match endpoint.passes_with() {
+            NO_WAYS => true,
+            wanted => wanted > 0 && ways >= wanted as usize,
         }
     }
 
@@ -205,6 +222,14 @@ impl Memory {
             Op::RemoveCgroup { cgroup } => {
                 state.cgroups.remove(cgroup);
             }
+            Op::SetWays { slot, devices } => {
+                state.ways.insert(*slot, devices.clone());
+            }
+            Op::AttachBySender { ifindex } => {
+                self.attach(*ifindex, Direction::Ingress)?;
+                let link = (*ifindex, Direction::Ingress);
+                self.state.links.insert(link, LinkState::BySender);
+            }
             Op::Attach { ifindex, direction } | Op::Swap { ifindex, direction } => {
                 self.attach(*ifindex, *direction)?;
             }
@@ -223,7 +248,17 @@ impl Executor for Memory {
     type Error = String;
 
     fn observe(&mut self, _desired: &DesiredState) -> Result<Observed, String> {
-        Ok(self.state.clone())
+        let mut observed = self.state.clone();
+        let covered = |slot: &u32| {
+            let mut entries = observed
+                .cgroups
+                .values()
+                .filter(|entry| entry.slot == *slot);
+            entries.any(|entry| ![0, NO_WAYS].contains(&entry.passes_with()))
+        };
+        let ways = self.state.ways.iter().filter(|(slot, _)| covered(slot));
+        observed.ways = ways.map(|(slot, ways)| (*slot, ways.clone())).collect();
+        Ok(observed)
     }
 
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya::maps::{Array, DevMap, HashMap, LpmTrie, PerCpuArray};
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use egress_agent::datapath::layout;
 use egress_common::maps::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound, MODE_ENFORCE,
-    NETWORKS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_mark, covered_place, name,
+    Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound,
+    MODE_ENFORCE, NETWORKS, NO_WAYS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_mark,
+    covered_place, name, way_place,
 };
 use egress_common::memory::MemoryTables;
 
@@ -119,6 +120,7 @@ impl Kernel {
                 0,
                 Config {
                     qos_cgroups: [0; 2],
+                    kubepods: 0,
                     // One above the root: every process is in the "pod" that the root cgroup is.
                     kubepods_level: u32::MAX,
                     event_interval_ns: interval_ns,
@@ -155,12 +157,23 @@ impl Kernel {
         let map = self.ebpf.map_mut(name::CGROUPS).expect("map");
         let mut map = HashMap::<_, u64, Endpoint>::try_from(map).expect("hash");
         map.insert(cgroup, endpoint, 0).expect("insert");
-        if endpoint.passes_cgroup() {
-            let map = self.ebpf.map_mut(name::COVERED).expect("map");
-            let mut map = Array::<_, u64>::try_from(map).expect("array");
-            map.set(covered_place(cgroup), covered_mark(cgroup), 0)
-                .expect("set");
+        let (slot, ways) = (endpoint.slot, endpoint.passes_with());
+        if ways == 0 {
+            return;
         }
+        if ways != NO_WAYS {
+            let map = self.ebpf.map_mut(name::WAYS).expect("map");
+            let mut map = DevMap::try_from(map).expect("a map of devices");
+            for way in 0..ways {
+                let place = way_place(slot) + way;
+                map.set(place, LOOPBACK, None, 0).expect("set");
+            }
+        }
+        let map = self.ebpf.map_mut(name::COVERED).expect("map");
+        let mut map = Array::<_, Covered>::try_from(map).expect("array");
+        let mark = covered_mark(cgroup);
+        map.set(covered_place(cgroup), Covered { slot, ways, mark }, 0)
+            .expect("set");
     }
 
     /// Writes the policies of `tables`; flows are left alone.

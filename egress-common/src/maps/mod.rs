@@ -15,13 +15,14 @@ pub use flow::*;
 pub use policy::*;
 pub use report::*;
 
-use crate::limits::COVERED_PLACES;
+use crate::limits::{COVERED_PLACES, MAX_WAYS};
 
 /// Names of the maps as pinned and as `bpftool` shows them: at most 15 characters.
 pub mod name {
     pub const DEVICES: &str = "sp_devices";
     pub const CGROUPS: &str = "sp_cgroups";
     pub const COVERED: &str = "sp_covered";
+    pub const WAYS: &str = "sp_ways";
     pub const EXACT4: &str = "sp_exact4";
     pub const EXACT6: &str = "sp_exact6";
     pub const PREFIX4: &str = "sp_prefix4";
@@ -53,7 +54,8 @@ pub const DENY_REJECT: u8 = 1;
 
 /// The pod lives in the node's network namespace: the cgroup hook decides about its packets.
 pub const FLAG_HOST_NETWORK: u8 = 1;
-/// The hooks on all of the pod's devices stand: the cgroup hook lets its packets go there.
+/// The hooks on all of the pod's devices stand: the cgroup hook lets its packets go there for as long as
+/// [`Endpoint::ways`] of them are in `sp_ways`.
 pub const FLAG_COVERED: u8 = 2;
 
 /// The pod can get at its node, and so around its hooks. For people only; the programs don't read it.
@@ -92,19 +94,58 @@ pub struct Endpoint {
     /// Some gateways of the policy, so that their packets need no lookup; unused ones are zero.
     pub near4: [Near4; NEAR4],
     pub near6: [Near6; NEAR6],
-    pub pad: [u8; 4],
+    /// Devices of a covered pod, in `sp_ways` from [`way_place`] on; 1 to `MAX_WAYS`, else 0.
+    pub ways: u32,
 }
 
 impl Endpoint {
-    /// Whether the cgroup hook lets all packets of this pod go: nobody holds it, or the hooks on its
-    /// devices do.
-    pub const fn passes_cgroup(&self) -> bool {
-        self.flags & FLAG_COVERED != 0 || self.mode == MODE_OFF
+    /// How many devices must be in `sp_ways` for the cgroup hook to let all packets of this pod go:
+    /// [`NO_WAYS`] if nobody holds it; 0 if its packets are judged there.
+    pub const fn passes_with(&self) -> u32 {
+        if self.mode == MODE_OFF {
+            NO_WAYS
+        } else if self.flags & FLAG_COVERED != 0 {
+            self.ways
+        } else {
+            0
+        }
     }
 }
 
-/// Where in `sp_covered` a pod cgroup stands if its entry in `sp_cgroups`
-/// [`passes_cgroup`](Endpoint::passes_cgroup). A shortcut: what is not there is looked up.
+/// What `sp_covered` says of a pod cgroup whose entry in `sp_cgroups` passes the cgroup hook
+/// ([`Endpoint::passes_with`]). A shortcut: what is not there is looked up. The cgroup comes last: the
+/// kernel writes one word after the other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Covered {
+    pub slot: u32,
+    /// As [`Endpoint::passes_with`]; 0 passes nothing.
+    pub ways: u32,
+    /// See [`covered_mark`].
+    pub mark: u64,
+}
+
+/// Whoever needs no device to pass the cgroup hook.
+pub const NO_WAYS: u32 = u32::MAX;
+
+/// Value of `sp_ways`, which is a map of devices: what the kernel takes out when it takes a device from
+/// the node's network namespace. A pod passes the cgroup hook only while all of its devices are in there,
+/// so what takes the place of one is no way out before its hook stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    pub ifindex: u32,
+    /// For redirecting, which nobody does: 0.
+    pub program: u32,
+}
+
+/// Where in `sp_ways` a slot's devices begin.
+#[inline(always)]
+pub const fn way_place(slot: u32) -> u32 {
+    slot * MAX_WAYS
+}
+
+/// Where in `sp_covered` a pod cgroup stands.
 #[inline(always)]
 pub const fn covered_place(cgroup: u64) -> u32 {
     cgroup as u32 % COVERED_PLACES
@@ -189,8 +230,8 @@ pub(crate) use layout;
 layout! {
     Endpoint = 96, Near4 = 8, Near6 = 20, Inbound = 64, ExactKey4 = 12, ExactKey6 = 24, ExactRule = 4, PrefixKey4 = 8, PrefixKey6 = 20,
     PortRange = 8, PrefixRule = 132, FlowKey = 28, FragmentKey = 28, Fragment = 16,
-    OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 32, PodInfo = 376,
-    PolicyInfo = 56, RuleKey = 8, RuleInfo = 192,
+    OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 40, PodInfo = 376,
+    PolicyInfo = 56, RuleKey = 8, RuleInfo = 192, Covered = 16, Way = 8,
 }
 
 #[cfg(not(feature = "other-layout"))]

@@ -61,6 +61,8 @@ pub struct PodCounters {
 pub struct Config {
     /// Cgroup ids of the QoS directories below kubepods, which hold pods but are none; or 0.
     pub qos_cgroups: [u64; 2],
+    /// Cgroup id of kubepods; 0 where nobody's device tells whose a frame is.
+    pub kubepods: u64,
     /// Depth of kubepods below the cgroup2 root.
     pub kubepods_level: u32,
     /// Nanoseconds for which one more event is allowed, per pod and CPU.

@@ -4,9 +4,9 @@
 use core::mem::{offset_of, size_of};
 
 use super::{
-    Config, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey,
-    Inbound, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4, PrefixKey6,
-    PrefixRule, RuleInfo, RuleKey, name,
+    Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment,
+    FragmentKey, Inbound, Origin, OriginKey, PodCounters, PodInfo, PolicyInfo, PrefixKey4,
+    PrefixKey6, PrefixRule, RuleInfo, RuleKey, Way, name,
 };
 use crate::event::Event;
 use crate::limits;
@@ -56,8 +56,10 @@ macro_rules! fields {
 fields! {
     ENDPOINT = Endpoint {
         slot, policy, v4_be, mode, on_deny, flags, zero, v6_be, since_ns, exact_networks, near4,
-        near6, pad
+        near6, ways
     }
+    COVERED = Covered { slot, ways, mark }
+    WAY = Way { ifindex, program }
     EXACT_KEY4 = ExactKey4 { policy, addr_be, port_be, proto, pad }
     EXACT_KEY6 = ExactKey6 { policy, addr_be, port_be, proto, pad }
     EXACT_RULE = ExactRule { rule, reason, pad }
@@ -73,7 +75,7 @@ fields! {
     ORIGIN = Origin { seen_ns, cgroup, pid, uid, comm }
     COUNTERS = PodCounters { reasons, audited, events_lost, tokens, filled_ns }
     CONFIG = Config {
-        qos_cgroups, kubepods_level, event_interval_ns, event_burst, unknown_mode, pad
+        qos_cgroups, kubepods, kubepods_level, event_interval_ns, event_burst, unknown_mode, pad
     }
     POD_INFO = PodInfo { uid, namespace, name, pad, cgroup, since_ns }
     POLICY_INFO = PolicyInfo { digest, entries, rules, complete }
@@ -114,7 +116,6 @@ const IFINDEX: &[Field] = &[plain("ifindex", 4)];
 const SLOT: &[Field] = &[plain("slot", 4)];
 const POLICY: &[Field] = &[plain("policy", 4)];
 const CGROUP: &[Field] = &[plain("cgroup", 8)];
-const MARK: &[Field] = &[plain("mark", 8)];
 
 /// All maps that are pinned.
 pub const SCHEMAS: &[Schema] = &[
@@ -126,7 +127,20 @@ pub const SCHEMAS: &[Schema] = &[
         ENDPOINT,
     ),
     map(name::CGROUPS, "hash", limits::MAX_CGROUPS, CGROUP, ENDPOINT),
-    map(name::COVERED, "array", limits::COVERED_PLACES, INDEX, MARK),
+    map(
+        name::COVERED,
+        "array",
+        limits::COVERED_PLACES,
+        INDEX,
+        COVERED,
+    ),
+    map(
+        name::WAYS,
+        "devmap",
+        limits::MAX_SLOTS * limits::MAX_WAYS,
+        INDEX,
+        WAY,
+    ),
     map(
         name::EXACT4,
         "hash",

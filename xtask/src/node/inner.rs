@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::confine::{self, Confine};
+use super::flood::Flood;
 use super::probe::Probe;
 use super::{Node, NodeOptions, dns, reaper, serve};
 
@@ -24,6 +25,8 @@ pub enum Inner {
     /// Try to reach somebody, and print how it went as JSON
     #[command(subcommand)]
     Probe(Probe),
+    /// Send again and again, until it is killed
+    Flood(Flood),
     /// Be the outside host
     ServeOutside { certificates: PathBuf },
     /// Be an ordinary workload
@@ -51,6 +54,7 @@ impl Inner {
                 println!("{}", serde_json::to_string(&probe.run())?);
                 Ok(())
             }
+            Self::Flood(flood) => flood.run(),
             Self::ServeOutside { certificates } => serve::outside(certificates),
             Self::ServeWorkload { name, port } => serve::workload(name, *port),
             Self::ServeDns { zone } => {

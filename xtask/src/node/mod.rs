@@ -25,6 +25,7 @@ mod cgroup;
 pub mod confine;
 pub mod dns;
 pub mod envoy;
+mod flood;
 pub(crate) mod http;
 pub mod inner;
 pub(crate) mod mesh;

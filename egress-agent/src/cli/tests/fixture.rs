@@ -51,7 +51,7 @@ fn endpoint(slot: u32, mode: u8, flags: u8) -> Endpoint {
         exact_networks: 1,
         near4,
         near6: [Near6::default(); NEAR6],
-        pad: [0; 4],
+        ways: 0,
     }
 }
 

@@ -67,7 +67,7 @@ impl Planner<'_> {
         }
         let mut members = BTreeMap::new();
         for (uid, pod) in &desired.pods {
-            let sighting = self.sightings.get(uid).cloned().unwrap_or_default();
+            let sighting = self.sightings.pods.get(uid).cloned().unwrap_or_default();
             if let Some(slot) = by_uid.get(&fill::<36>(uid)) {
                 let sticky = self.sticky(*slot);
                 let member = Member {
@@ -85,7 +85,7 @@ impl Planner<'_> {
             if members.contains_key(&uid) || desired.pods.contains_key(&uid) {
                 continue;
             }
-            let Some(sighting) = self.sightings.get(&uid) else {
+            let Some(sighting) = self.sightings.pods.get(&uid) else {
                 continue;
             };
             if let (Some(_), Some(endpoint)) = (sighting.cgroup, self.held_as(*slot)) {
@@ -105,7 +105,7 @@ impl Planner<'_> {
             if members.contains_key(uid) {
                 continue;
             }
-            let sighting = self.sightings.get(uid).cloned().unwrap_or_default();
+            let sighting = self.sightings.pods.get(uid).cloned().unwrap_or_default();
             if sighting.cgroup.is_none() && sighting.devices.is_empty() {
                 // Not started yet; the gate holds it until it is seen.
                 continue;
@@ -145,6 +145,7 @@ impl Planner<'_> {
             .find(|endpoint| endpoint.slot == slot && endpoint.mode != MODE_OFF)
             .map(|endpoint| Endpoint {
                 flags: endpoint.flags & (FLAG_HOST_NETWORK | FLAG_NODE_ACCESS),
+                ways: 0,
                 ..*endpoint
             })
     }

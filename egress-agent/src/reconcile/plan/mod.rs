@@ -1,18 +1,20 @@
 //! From desired and observed state to the steps between them. Pure.
 //!
 //! Order of the steps, such that a crash between any two leaks nothing and breaks nothing:
-//! 1. settings; 2. entries that somebody else has put into policies, and policies that are new:
-//!    announced as incomplete, written, completed;
-//! 3. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
-//!    from outside from then on; 4. flows that stand are taken over; 5. the ingress hook, which
-//!    drops, and the cgroup's entry, which says that the hooks stand;
-//! 6. pods that are gone: cgroup entry (the gate closes), hooks, device entries, slot;
-//! 7. the hooks on kubepods; 8. policies that nobody named before this plan are collected, and
+//! 1. settings; 2. devices that are nobody's yet (`outlying`) are judged by the sender (after 6 where the
+//!    gate does not stand yet); 3. entries that somebody else has put into policies, and policies that are
+//!    new: announced as incomplete, written, completed;
+//! 4. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
+//!    from outside from then on; 5. flows that stand are taken over; 6. the ingress hook, which
+//!    drops, the devices that it stands on, and the cgroup's entry, which says so;
+//! 7. pods that are gone: cgroup entry (the gate closes), hooks, device entries, slot;
+//! 8. the hooks on kubepods; 9. policies that nobody named before this plan are collected, and
 //!    pins of another layout removed once no hook has a program of it.
 //!
 //! Hooks of another layout look into maps of their own until they are swapped: entries are written
 //! here first, and what the programs write there is taken over just before, and once more after.
 mod members;
+mod outlying;
 mod pods;
 mod policies;
 
@@ -57,11 +59,18 @@ pub fn plan(
         close: Vec::new(),
         cgroups: BTreeSet::new(),
         devices: BTreeSet::new(),
+        unclaimed: BTreeSet::new(),
     };
     planner.config();
     planner.mend();
-    planner.policies(desired);
     let members = planner.members(desired);
+    planner.unclaimed(&members);
+    // Else hooks wait until the entries of all pods are written.
+    let knows_pods = observed.knows_pods();
+    if knows_pods {
+        planner.by_sender();
+    }
+    planner.policies(desired);
     let owners = owners(&members);
     for member in members.values() {
         planner.member(member, &owners);
@@ -73,6 +82,9 @@ pub fn plan(
     planner.plan.steps.extend(adopt);
     planner.carry();
     planner.plan.steps.extend(close);
+    if !knows_pods {
+        planner.by_sender();
+    }
     planner.gone(&members);
     planner.kubepods();
     planner.collect();
@@ -92,6 +104,8 @@ struct Planner<'a> {
     /// What is somebody's.
     cgroups: BTreeSet<u64>,
     devices: BTreeSet<u32>,
+    /// Devices that may be a pod's.
+    unclaimed: BTreeSet<u32>,
 }
 
 impl Planner<'_> {
@@ -137,12 +151,24 @@ impl Planner<'_> {
                 continue;
             }
             let entry = observed.devices.get(&ifindex);
+            // It has come since the node was looked at.
+            if entry.is_none()
+                && observed.link(ifindex, Direction::Ingress) == Some(LinkState::BySender)
+                && !self.sightings.devices.contains(&ifindex)
+            {
+                continue;
+            }
             let subject = subject(
                 entry.map_or(0, |endpoint| endpoint.slot),
                 Subject::Device(ifindex),
             );
+            let unclaimed = self.unclaimed.contains(&ifindex);
+            if unclaimed && entry.is_some() {
+                self.step(subject.clone(), Op::AttachBySender { ifindex });
+            }
             for direction in Direction::BOTH {
-                if observed.link(ifindex, direction).is_some() {
+                let by_sender = unclaimed && direction == Direction::Ingress;
+                if !by_sender && observed.link(ifindex, direction).is_some() {
                     self.step(subject.clone(), Op::Detach { ifindex, direction });
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use egress_common::limits::MAX_WAYS;
 use egress_common::maps::{
     DENY_DROP, DENY_REJECT, Endpoint, FLAG_COVERED, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS,
     MODE_AUDIT, MODE_ENFORCE, MODE_OFF, PodInfo,
@@ -52,14 +53,17 @@ impl Planner<'_> {
             .copied()
             .filter(|ifindex| owners.get(ifindex) == Some(&member.slot))
             .collect();
+        let ways = u32::try_from(own.len()).unwrap_or(u32::MAX);
         let host = base.flags & FLAG_HOST_NETWORK != 0;
         let covered = member.held()
             && !host
             && !own.is_empty()
             && own.len() == devices.len()
+            && ways <= MAX_WAYS
             && member.sighting.uncoverable.is_none();
         let wanted = Endpoint {
             flags: base.flags | if covered { FLAG_COVERED } else { 0 },
+            ways: if covered { ways } else { 0 },
             ..base
         };
         let set = |cgroup, endpoint| Step {
@@ -93,6 +97,15 @@ impl Planner<'_> {
         }
         if let Some((cgroup, entry)) = present {
             self.cgroups.insert(cgroup);
+            if covered && self.observed.ways.get(&member.slot) != Some(&own) {
+                let slot = member.slot;
+                self.close.push(Step {
+                    subject: subject.clone(),
+                    policy,
+                    op: Op::SetWays { slot, devices: own },
+                });
+                attaches = true;
+            }
             if attaches {
                 self.plan
                     .uncovered
@@ -128,7 +141,9 @@ impl Planner<'_> {
         for direction in [Direction::Egress, Direction::Ingress] {
             let op = match self.observed.link(ifindex, direction) {
                 Some(LinkState::Good) => continue,
-                Some(LinkState::OldProgram) => Op::Swap { ifindex, direction },
+                Some(LinkState::OldProgram | LinkState::BySender) => {
+                    Op::Swap { ifindex, direction }
+                }
                 _ => Op::Attach { ifindex, direction },
             };
             attaches |= matches!(op, Op::Attach { .. });
@@ -152,7 +167,7 @@ impl Planner<'_> {
     }
 
     fn endpoint(&self, pod: &DesiredPod, slot: u32, since_ns: u64) -> Endpoint {
-        let sighting = self.sightings.get(&pod.uid);
+        let sighting = self.sightings.pods.get(&pod.uid);
         let in_node = pod.host_network || sighting.is_some_and(|s| s.host_network);
         let held = pod.hold != Hold::Off;
         let near = pod.policy.filter(|_| held);
@@ -184,7 +199,7 @@ impl Planner<'_> {
             exact_networks: near.exact_networks,
             near4: near.near4,
             near6: near.near6,
-            pad: [0; 4],
+            ways: 0,
         }
     }
 }

@@ -1,0 +1,184 @@
+//! Pods whose first instruction sends a packet, where no runtime asks the agent first: the gate on their
+//! cgroup, and the hook that comes with their device.
+
+mod support;
+
+mod needs_root {
+    use std::fs;
+    use std::net::{SocketAddr, UdpSocket};
+
+    use serde_json::json;
+    use xtask::node::wire::Wire;
+    use xtask::node::{Pod, PodSpec, objects, plan};
+
+    use super::support::held::number;
+    use super::support::{Agent, Cluster, skipped};
+
+    /// Pods that are started one after the other.
+    const STARTS: u64 = 1000;
+
+    /// Addresses are used again, soon after their pod has gone.
+    fn spec(i: u64) -> PodSpec {
+        let number = 60 + u8::try_from(i % 180).expect("below 180");
+        PodSpec::new("bookinfo", &format!("burst-{i}"), number)
+    }
+
+    fn outside() -> String {
+        SocketAddr::new(plan::OUTSIDE.v4.into(), plan::OUTSIDE_UDP).to_string()
+    }
+
+    /// Past the pod's own IP stack, where no gate on a cgroup sees it.
+    fn frame(pod: &Pod, tag: &str) {
+        let (from, to) = (pod.ips().v4.to_string(), outside());
+        let args = ["packet", "--from", &from, "--to", &to, "--payload", tag];
+        let answer = pod.probe(&args).expect("a probe");
+        assert_eq!(answer.outcome, "sent", "{answer:?}");
+    }
+
+    /// Through its IP stack.
+    fn datagram(pod: &Pod, tag: &str) {
+        let to = outside();
+        let args = ["udp", "--to", &to, "--payload", tag, "--timeout-ms", "1"];
+        pod.probe(&args).expect("a probe");
+    }
+
+    /// By a process of the node, not of the pod, from the pod's network namespace.
+    fn by_a_stranger(pod: &Pod, tag: &str) {
+        let tag = tag.to_owned();
+        let send = move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(tag.as_bytes(), outside())?;
+            Ok(())
+        };
+        pod.netns().within(send).expect("sent");
+    }
+
+    fn seen(wire: &Wire, mark: usize, tag: &str) -> usize {
+        let seen = wire.since(mark);
+        seen.iter().filter(|packet| packet.contains(tag)).count()
+    }
+
+    /// Which hooks stand on the pod's device: `ingress` is for packets from the pod.
+    fn hooks(cluster: &Cluster, pod: &Pod) -> Vec<&'static str> {
+        let device = pod.device().to_owned();
+        let index = cluster
+            .node
+            .host()
+            .within(move || Ok(nix::net::if_::if_nametoindex(device.as_str())?))
+            .expect("its device");
+        let layouts = fs::read_dir(cluster.node.bpffs().join("sallyport")).expect("pins");
+        let layouts = layouts.map(|entry| entry.expect("a layout").path());
+        let links = layouts.filter(|path| !path.is_symlink());
+        let links = links.map(|path| path.join("links")).next().expect("one");
+        let pinned = |hook: &&str| links.join(format!("dev-{index}-{hook}")).exists();
+        ["ingress", "egress"].into_iter().filter(pinned).collect()
+    }
+
+    fn hooked(cluster: &Cluster, agent: &mut Agent, pod: &Pod, wanted: &[&str]) {
+        agent.wait(cluster, "the hooks of its device", |cluster| {
+            (hooks(cluster, pod) == wanted).then_some(())
+        });
+    }
+
+    /// Packets that were dropped because their pod was not known.
+    fn unknown(cluster: &Cluster) -> u64 {
+        let key = (0, "unknown-pod".to_owned());
+        cluster.counters().get(&key).copied().unwrap_or(0)
+    }
+
+    #[test]
+    fn the_first_packets_of_a_thousand_pods_stay_in() {
+        if skipped("the_first_packets_of_a_thousand_pods_stay_in") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Off", &json!({}));
+        let mut agent = cluster.agent(true);
+        let wire = cluster.node.wire().expect("a recorder");
+        // So that what follows can fail.
+        let mark = wire.mark();
+        datagram(&cluster.web, "nobody holds it");
+        frame(&cluster.web, "nobody holds it");
+        assert_eq!(seen(&wire, mark, "nobody holds it"), 2);
+        agent.declare(&cluster, || cluster.lockdown("Enforce", &json!({})));
+        let mark = wire.mark();
+        let starts = number("SALLYPORT_STARTS", STARTS);
+        for i in 1..=starts {
+            let spec = spec(i);
+            let apply = || cluster.state.apply(&objects::pod(&spec)).expect("write it");
+            // Of one in three the object is there first, of one it comes late, and of one never.
+            if i % 3 == 1 {
+                apply();
+            }
+            let pod = cluster.node.pod(&spec).expect("a pod");
+            frame(&pod, &format!("first frame of {i}"));
+            datagram(&pod, "first datagram");
+            if i % 3 == 2 {
+                apply();
+                frame(&pod, &format!("first frame of the known {i}"));
+            }
+            pod.delete().expect("a clean end");
+            if i % 3 != 0 {
+                let file = objects::file_name(&objects::pod(&spec));
+                cluster.state.remove(&file).expect("remove it");
+            }
+        }
+        let frames = seen(&wire, mark, "first frame");
+        let datagrams = seen(&wire, mark, "first datagram");
+        println!("{starts} pods: {frames} frames and {datagrams} datagrams got out");
+        let out = wire.since(mark);
+        let out = out.iter().map(|it| String::from_utf8_lossy(&it.payload));
+        let out: Vec<_> = out.filter(|it| it.contains("first")).collect();
+        assert_eq!(out, [""; 0], "of {starts} pods");
+        agent.stop();
+    }
+
+    #[test]
+    fn a_device_that_may_be_a_pods_is_judged_by_who_sends() {
+        if skipped("a_device_that_may_be_a_pods_is_judged_by_who_sends") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let mut agent = cluster.agent(true);
+        let wire = cluster.node.wire().expect("a recorder");
+        // In a namespace that nobody holds: it is not known yet that nobody does.
+        let spec = PodSpec::new("other", "newcomer", 60);
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        hooked(&cluster, &mut agent, &pod, &["ingress"]);
+        let (mark, before) = (wire.mark(), unknown(&cluster));
+        frame(&pod, "of an unknown pod");
+        datagram(&pod, "of an unknown pod");
+        by_a_stranger(&pod, "of a stranger");
+        assert_eq!(seen(&wire, mark, "of an unknown pod"), 0);
+        assert_eq!(seen(&wire, mark, "of a stranger"), 1, "strangers pass");
+        assert!(unknown(&cluster) >= before + 2, "both are counted");
+        // It is known, and nobody holds it: nothing is left on its device.
+        agent.declare(&cluster, || {
+            cluster.state.apply(&objects::pod(&spec)).expect("write it");
+        });
+        hooked(&cluster, &mut agent, &pod, &[]);
+        let mark = wire.mark();
+        frame(&pod, "it is known");
+        assert_eq!(seen(&wire, mark, "it is known"), 1, "nobody holds it");
+
+        // A namespace without any pod: another container engine's, a VPN's.
+        let engine = PodSpec::new("none", "engine", 61);
+        let engine = cluster.node.pod(&engine).expect("a namespace");
+        fs::write(engine.cgroup().join("cgroup.kill"), "1").expect("end its process");
+        hooked(&cluster, &mut agent, &engine, &["ingress"]);
+        let mark = wire.mark();
+        by_a_stranger(&engine, "of another engine");
+        assert_eq!(seen(&wire, mark, "of another engine"), 1);
+
+        // And one that is held gets its own.
+        let held = PodSpec::new("bookinfo", "held", 62);
+        cluster.state.apply(&objects::pod(&held)).expect("write it");
+        let held = cluster.node.pod(&held).expect("a pod");
+        hooked(&cluster, &mut agent, &held, &["ingress", "egress"]);
+        let mark = wire.mark();
+        frame(&held, "of a held pod");
+        assert_eq!(seen(&wire, mark, "of a held pod"), 0);
+        agent.stop();
+    }
+}
