@@ -211,6 +211,32 @@ impl Model {
         Ok(())
     }
 
+    fn attach_by_sender(&mut self, ifindex: u32) -> Result<(), String> {
+        if !self.devices_alive.contains(&ifindex) {
+            return Err("the device is gone".into());
+        }
+        let link = (ifindex, Direction::Ingress);
+        self.state.links.insert(link, LinkState::BySender);
+        self.by_sender.insert(ifindex);
+        Ok(())
+    }
+
+    fn detach(&mut self, ifindex: u32, direction: Direction) {
+        self.state.links.remove(&(ifindex, direction));
+        if direction == Direction::Ingress {
+            self.by_sender.remove(&ifindex);
+        }
+    }
+
+    fn set_ways(&mut self, slot: u32, devices: &[u32]) -> Result<(), String> {
+        let alive = |ifindex: &u32| self.devices_alive.contains(ifindex);
+        if !devices.iter().all(alive) {
+            return Err("the device is gone".into());
+        }
+        self.state.ways.insert(slot, devices.to_vec());
+        Ok(())
+    }
+
     fn swap(&mut self, ifindex: u32, direction: Direction, desired: &DesiredState) {
         if self.carried.devices.contains(&ifindex)
             && let Some(endpoint) = self.state.devices.get(&ifindex)
@@ -320,13 +346,7 @@ impl Executor for Model {
                 self.adopted.remove(slot);
                 self.carried.slots.remove(slot);
             }
-            Op::SetWays { slot, devices } => {
-                let mut gone = devices.iter().filter(|it| !self.devices_alive.contains(it));
-                if gone.next().is_some() {
-                    return Err("the device is gone".into());
-                }
-                state.ways.insert(*slot, devices.clone());
-            }
+            Op::SetWays { slot, devices } => self.set_ways(*slot, devices)?,
             Op::SetDevice { ifindex, endpoint } => {
                 state.devices.insert(*ifindex, *endpoint);
                 self.stale.remove(ifindex);
@@ -352,20 +372,10 @@ impl Executor for Model {
                 self.adopted.insert(*slot);
             }
             Op::Attach { ifindex, direction } => self.attach(*ifindex, *direction)?,
-            Op::AttachBySender { ifindex } => {
-                if !self.devices_alive.contains(ifindex) {
-                    return Err("the device is gone".into());
-                }
-                let link = (*ifindex, Direction::Ingress);
-                state.links.insert(link, LinkState::BySender);
-                self.by_sender.insert(*ifindex);
-            }
+            Op::AttachBySender { ifindex } => self.attach_by_sender(*ifindex)?,
             Op::Swap { ifindex, direction } => self.swap(*ifindex, *direction, desired),
             Op::Detach { ifindex, direction } => {
-                state.links.remove(&(*ifindex, *direction));
-                if *direction == Direction::Ingress {
-                    self.by_sender.remove(ifindex);
-                }
+                self.detach(*ifindex, *direction);
             }
             Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook, desired),
             Op::Carry { .. } => {}
