@@ -265,42 +265,9 @@ impl Model {
         }
         self.state.cgroup_links.insert(hook, LinkState::Good);
     }
-}
 
-/// The digest of a test's policy: its first rule says it.
-pub(super) fn digest(policy: &Policy) -> Digest {
-    let name = policy.rules.first().map_or("", String::as_str);
-    [name.parse().unwrap_or(0); 32]
-}
-
-impl Executor for Model {
-    type Error = String;
-
-    fn observe(&mut self, _: &DesiredState) -> Result<Observed, String> {
-        let mut observed = self.state.clone();
-        let entries = observed.cgroups.values();
-        let covered = entries.filter(|entry| entry.flags & FLAG_COVERED != 0);
-        let covered: BTreeSet<u32> = covered.map(|entry| entry.slot).collect();
-        observed.ways.retain(|slot, _| covered.contains(slot));
-        for number in self.policies.keys().chain(self.written.keys()) {
-            let info = self.state.policies.get(number);
-            let passing = info.is_some_and(|info| info.complete == 0);
-            if !passing && self.policies.get(number) != self.written.get(number) {
-                observed.damaged.insert(*number, ["sp_exact4"].into());
-            }
-        }
-        Ok(observed)
-    }
-
-    fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {
-        if self.fuel == 0 {
-            if !self.crash {
-                self.fuel = 2;
-            }
-            return Err("out of luck".into());
-        }
-        self.fuel -= 1;
-        let open = self.open();
+    /// One step, as the kernel would take it.
+    fn carry_out(&mut self, op: &Op, desired: &DesiredState) -> Result<(), String> {
         let state = &mut self.state;
         match op {
             Op::SetConfig(config) => state.config = Some(*config),
@@ -388,6 +355,45 @@ impl Executor for Model {
                 state.layouts.remove(layout);
             }
         }
+        Ok(())
+    }
+}
+
+/// The digest of a test's policy: its first rule says it.
+pub(super) fn digest(policy: &Policy) -> Digest {
+    let name = policy.rules.first().map_or("", String::as_str);
+    [name.parse().unwrap_or(0); 32]
+}
+
+impl Executor for Model {
+    type Error = String;
+
+    fn observe(&mut self, _: &DesiredState) -> Result<Observed, String> {
+        let mut observed = self.state.clone();
+        let entries = observed.cgroups.values();
+        let covered = entries.filter(|entry| entry.flags & FLAG_COVERED != 0);
+        let covered: BTreeSet<u32> = covered.map(|entry| entry.slot).collect();
+        observed.ways.retain(|slot, _| covered.contains(slot));
+        for number in self.policies.keys().chain(self.written.keys()) {
+            let info = self.state.policies.get(number);
+            let passing = info.is_some_and(|info| info.complete == 0);
+            if !passing && self.policies.get(number) != self.written.get(number) {
+                observed.damaged.insert(*number, ["sp_exact4"].into());
+            }
+        }
+        Ok(observed)
+    }
+
+    fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {
+        if self.fuel == 0 {
+            if !self.crash {
+                self.fuel = 2;
+            }
+            return Err("out of luck".into());
+        }
+        self.fuel -= 1;
+        let open = self.open();
+        self.carry_out(op, desired)?;
         self.writes += 1;
         assert!(self.open().is_subset(&open), "{op} leaves a way out open");
         if let Err(broken) = self.check() {
