@@ -61,17 +61,19 @@ mod needs_root {
         }
         for (map, size) in [("sp_devices", 4), ("sp_cgroups", 8), ("sp_pod_info", 4)] {
             let map = pins.map(map);
-            let key = bpf::first_key(&map, size).expect("an entry");
-            let delete = || bpf::delete(&map, &key).expect("delete");
-            let agent = &mut *agent;
-            undone(
-                cluster,
-                agent,
-                "entries_changed",
-                "an entry deleted",
-                delete,
-                || bpf::has(&map, &key),
-            );
+            // Of every pod: which one comes first is chance, and not each has connections.
+            for key in bpf::keys(&map, size).expect("entries") {
+                let delete = || bpf::delete(&map, &key).expect("delete");
+                let agent = &mut *agent;
+                undone(
+                    cluster,
+                    agent,
+                    "entries_changed",
+                    "an entry deleted",
+                    delete,
+                    || bpf::has(&map, &key),
+                );
+            }
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Model {
     by_sender: BTreeSet<u32>,
     /// Slots whose counters are zero.
     pub(super) zeroed: BTreeSet<u32>,
+    /// Slots that a stranger has removed: entries may name them until they are there again.
+    forgotten: BTreeSet<u32>,
     /// Slots whose flows were taken over.
     pub(super) adopted: BTreeSet<u32>,
     /// Entries that were taken over from another layout: whose they are, without a policy.
@@ -141,7 +143,8 @@ impl Model {
     }
 
     fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
-        if !self.state.slots.contains_key(&endpoint.slot) {
+        let known = self.state.slots.contains_key(&endpoint.slot);
+        if !known && !self.forgotten.contains(&endpoint.slot) {
             return Err(format!("slot {} belongs to nobody", endpoint.slot));
         }
         if endpoint.mode == MODE_OFF {
@@ -176,6 +179,12 @@ impl Model {
             ways.retain(|ifindex| alive.contains(ifindex));
         }
         self.devices_alive = alive;
+    }
+
+    /// A stranger removes all slots.
+    pub(super) fn forget_slots(&mut self) {
+        let slots = std::mem::take(&mut self.state.slots);
+        self.forgotten.extend(slots.into_keys());
     }
 
     /// Somebody writes to or removes from the policy with this number, which may be nobody's.
@@ -307,6 +316,7 @@ impl Model {
                     "counters of the last owner"
                 );
                 state.slots.insert(*slot, **info);
+                self.forgotten.remove(slot);
             }
             Op::RemovePodInfo { slot } => {
                 state.slots.remove(slot);

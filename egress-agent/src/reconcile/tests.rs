@@ -472,3 +472,27 @@ fn with_its_device_a_pods_way_past_the_cgroup_hook_goes() {
     );
     assert_eq!(seen.pods[0].coverage, Coverage::Uncovered);
 }
+
+#[test]
+fn a_pod_keeps_its_slot_and_flows_when_somebody_removes_what_is_known_of_it() {
+    let mut reconciler = Reconciler::new(Model::default());
+    let mut moment = one(Hold::Enforce, &[3]);
+    moment.pods.push(one(Hold::Enforce, &[4]).pods.remove(0));
+    let before = settle(&mut reconciler, &moment);
+    // All at once: each must find its own, not the first that is free. A new one gets none of theirs.
+    reconciler.executor.forget_slots();
+    moment.pods.push(one(Hold::Enforce, &[5]).pods.remove(0));
+    let report = reconciler.reconcile(&moment.desired(), &moment.sightings(), CONFIG, 9);
+    let after = report.unwrap().observed;
+    let slots = &reconciler.executor.state.slots;
+    for entry in 0..2 {
+        let (before, after) = (
+            &before.cgroups[&cgroup(entry)],
+            &after.cgroups[&cgroup(entry)],
+        );
+        assert_eq!(after.slot, before.slot);
+        assert_eq!((before.since_ns, after.since_ns), (1, 1), "flows are older");
+        assert_eq!(slots[&after.slot].since_ns, 1);
+    }
+    assert_eq!(after.cgroups[&cgroup(2)].since_ns, 9);
+}

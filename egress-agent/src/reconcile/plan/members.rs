@@ -100,7 +100,9 @@ impl Planner<'_> {
                 members.insert(uid, member);
             }
         }
-        let mut free = (1..MAX_SLOTS).filter(|slot| !self.observed.slots.contains_key(slot));
+        let named = self.named_slots();
+        let taken = |slot: &u32| self.observed.slots.contains_key(slot) || named.contains(slot);
+        let mut free = (1..MAX_SLOTS).filter(|slot| !taken(slot));
         for (uid, pod) in &desired.pods {
             if members.contains_key(uid) {
                 continue;
@@ -110,7 +112,13 @@ impl Planner<'_> {
                 // Not started yet; the gate holds it until it is seen.
                 continue;
             }
-            let Some(slot) = free.next() else {
+            // Its own, if somebody has removed what is known of it: its flows are kept by it.
+            let own = sighting
+                .cgroup
+                .and_then(|cgroup| self.observed.cgroups.get(&cgroup));
+            let own = own.map(|endpoint| endpoint.slot);
+            let own = own.filter(|slot| !self.observed.slots.contains_key(slot));
+            let Some(slot) = own.or_else(|| free.next()) else {
                 let reason = format!("no slot is free: a node takes {} pods", MAX_SLOTS - 1);
                 self.plan.refused.insert(uid.clone(), reason);
                 continue;
@@ -125,6 +133,13 @@ impl Planner<'_> {
             members.insert(uid.clone(), member);
         }
         members
+    }
+
+    /// Slots that entries name, whether or not anything else is known of them.
+    fn named_slots(&self) -> BTreeSet<u32> {
+        let entries = self.observed.cgroups.values();
+        let entries = entries.chain(self.observed.devices.values());
+        entries.map(|endpoint| endpoint.slot).collect()
     }
 
     /// Devices that are the slot's and live: a pod may have moved the other end away.

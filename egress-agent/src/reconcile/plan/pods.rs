@@ -20,7 +20,7 @@ impl Planner<'_> {
     pub(super) fn member(&mut self, member: &Member<'_>, owners: &BTreeMap<u32, u32>) {
         let subject = Subject::Pod(member.uid.clone());
         let known = self.observed.slots.get(&member.slot);
-        let since_ns = known.map_or(self.settings.now_ns, |info| info.since_ns);
+        let since_ns = self.since(member);
         let base = match &member.pod {
             PodKind::Desired(pod) => self.endpoint(pod, member.slot, since_ns),
             PodKind::Remains(endpoint) => *endpoint,
@@ -164,6 +164,19 @@ impl Planner<'_> {
             self.adopt.push(step(Op::AdoptFlows { slot, v4, v6 }));
         }
         attaches
+    }
+
+    /// When the pod got its slot: flows that are older are another's. What its entry says counts, too:
+    /// somebody may have removed the rest.
+    fn since(&self, member: &Member<'_>) -> u64 {
+        let known = self.observed.slots.get(&member.slot);
+        let known = known.map(|info| info.since_ns);
+        let entry = || {
+            let cgroup = member.sighting.cgroup?;
+            let entry = self.observed.cgroups.get(&cgroup)?;
+            (entry.slot == member.slot).then_some(entry.since_ns)
+        };
+        known.or_else(entry).unwrap_or(self.settings.now_ns)
     }
 
     fn endpoint(&self, pod: &DesiredPod, slot: u32, since_ns: u64) -> Endpoint {
