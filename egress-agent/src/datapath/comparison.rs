@@ -8,14 +8,15 @@ use egress_common::maps::PolicyInfo;
 use super::{Damage, DatapathError, Maps, Observed};
 use crate::compile::{DesiredState, Digest, Policy};
 
-/// Between two comparisons is so much longer than the last one took, unless something has come or
-/// gone. Two hundredths of a processor's time at most, however many entries there are.
+/// Between two comparisons is so much longer than the processor worked at the last one, unless something
+/// has come or gone. Two hundredths of its time at most, however many entries there are; that it
+/// had other work meanwhile is no reason to look away for longer.
 const SPARING: u32 = 50;
 
 /// The last comparison.
 #[derive(Debug, Default)]
 pub(super) struct Comparison {
-    /// When it began, and how long it took; none if entries were written since.
+    /// When it began, and how long the processor worked at it; none if entries were written since.
     last: Option<(Instant, Duration)>,
     damage: Damage,
     /// The maps' memory then: it changes with each entry that comes or goes.
@@ -44,11 +45,11 @@ impl Comparison {
         if same && self.last.is_some_and(soon) {
             return Ok(Damage::new());
         }
-        let begun = Instant::now();
+        let (begun, work) = (Instant::now(), worked());
         let content = |number, info: &PolicyInfo| self.content(desired, number, &info.digest);
         let damage = maps.compare(&observed.policies, content)?;
         self.memory = memory;
-        self.last = Some((begun, begun.elapsed()));
+        self.last = Some((begun, worked().saturating_sub(work)));
         self.damage.clone_from(&damage);
         Ok(damage)
     }
@@ -88,4 +89,10 @@ impl Comparison {
         }
         Ok(())
     }
+}
+
+/// The processor's time that the calling thread has had.
+fn worked() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    Duration::from(time.expect("every Linux has this clock"))
 }
