@@ -2,7 +2,7 @@
 //!
 //! | | tcx | clsact |
 //! |---|---|---|
-//! | since | Linux 6.6 | always |
+//! | since | Linux 6.6 | tried from 6.1 on |
 //! | what runs the program | a BPF link | a filter of the device's clsact qdisc |
 //! | pinned as `dev-<ifindex>-<direction>` | the link | the program, as a mark: see [`clsact`] |
 //! | kernel object | whole | in parts, for older verifiers |

@@ -23,7 +23,7 @@ use tasks::Programs;
 
 const STEP: &str = "vm";
 /// Bound of one machine's life.
-const LIMIT: Duration = Duration::from_mins(20);
+const LIMIT: Duration = Duration::from_mins(15);
 
 #[derive(Debug, clap::Args)]
 #[command(
