@@ -1,12 +1,9 @@
 //! The cgroup hooks: host-network pods, and every pod that has no device hook yet.
 
 use aya_ebpf::programs::SkBuffContext;
-#[cfg(feature = "in-parts")]
 use egress_common::decide::parts::Parts as _;
 use egress_common::event::HOOK_CGROUP;
 use egress_common::maps::{Config, Endpoint, FLAG_HOST_NETWORK};
-#[cfg(not(feature = "in-parts"))]
-use egress_common::packet;
 use egress_common::packet::Headers;
 use egress_common::{Side, Verdict, decide};
 
@@ -90,10 +87,7 @@ const fn code(verdict: Verdict) -> i32 {
 fn unknown(ctx: &SkBuffContext, config: &Config, pod_cgroup: u64) -> i32 {
     let mut headers = Headers::default();
     // For the report only, but before the verdict, or the verifier would follow it once for each.
-    #[cfg(feature = "in-parts")]
-    let _ = Skb::new(&ctx.skb).parse(Side::Cgroup, &mut headers);
-    #[cfg(not(feature = "in-parts"))]
-    packet::network(&Skb::new(&ctx.skb), &mut headers, config.pad[0]);
+    let _ = Skb::new(&ctx.skb).parse(Side::Cgroup, &mut headers, config.pad[0]);
     let (outcome, endpoint) = sender::unknown(config);
     report::outcome(
         &outcome,

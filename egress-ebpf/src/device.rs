@@ -2,12 +2,9 @@
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-#[cfg(feature = "in-parts")]
 use egress_common::decide::parts::Parts as _;
 use egress_common::event::HOOK_DEVICE;
 use egress_common::maps::{Config, Endpoint, MODE_OFF};
-#[cfg(not(feature = "in-parts"))]
-use egress_common::packet;
 use egress_common::packet::Headers;
 use egress_common::{Side, Verdict, decide};
 
@@ -116,10 +113,7 @@ fn known(ctx: &TcContext, endpoint: &Endpoint, pod_cgroup: u64) -> i32 {
 fn unknown(ctx: &TcContext, config: &Config, pod_cgroup: u64) -> i32 {
     let mut headers = Headers::default();
     // For the report only, but before the verdict, or the verifier would follow it once for each.
-    #[cfg(feature = "in-parts")]
-    let _ = Skb::new(&ctx.skb).parse(Side::Device, &mut headers);
-    #[cfg(not(feature = "in-parts"))]
-    packet::frame(&Skb::new(&ctx.skb), &mut headers, config.pad[0]);
+    let _ = Skb::new(&ctx.skb).parse(Side::Device, &mut headers, config.pad[0]);
     let (outcome, endpoint) = sender::unknown(config);
     let place = shared_place(ctx, pod_cgroup);
     report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), &place);

@@ -22,7 +22,7 @@ use crate::skb::Skb;
 
 impl Parts for Skb<'_> {
     #[inline(always)]
-    fn parse(&self, side: Side, headers: &mut Headers) -> Found {
+    fn parse(&self, side: Side, headers: &mut Headers, _zero: u8) -> Found {
         Found::from_bits(match side {
             Side::Device => sp_parse_frame(self.buffer.skb, headers),
             Side::Cgroup => sp_parse_network(self.buffer.skb, headers),
@@ -80,7 +80,8 @@ extern "C" fn sp_judge_cgroup(
 fn parsed(side: Side, skb: *mut __sk_buff, headers: *mut Headers) -> u32 {
     // SAFETY: null, or a reference at the caller's.
     let found = match unsafe { headers.as_mut() } {
-        Some(headers) => parse(side, &Skb::new(&SkBuff { skb }), headers),
+        // Nothing is known of headers that are behind a pointer: there is no path to forget.
+        Some(headers) => parse(side, &Skb::new(&SkBuff { skb }), headers, 0),
         None => Found::Bad(Reason::Malformed),
     };
     found.to_bits()

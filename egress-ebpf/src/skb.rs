@@ -1,6 +1,8 @@
 //! A socket buffer as a packet.
 
 use aya_ebpf::programs::sk_buff::SkBuff;
+#[cfg(not(feature = "in-parts"))]
+use egress_common::decide::parts::Parts;
 use egress_common::packet::{Packet, Wire};
 
 pub struct Skb<'a> {
@@ -63,3 +65,6 @@ impl Packet for Skb<'_> {
         unsafe { (*self.buffer.skb).vlan_present != 0 }
     }
 }
+
+#[cfg(not(feature = "in-parts"))]
+impl Parts for Skb<'_> {}

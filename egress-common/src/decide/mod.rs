@@ -9,21 +9,17 @@
 mod fragment;
 mod icmp_error;
 mod neighbour;
-#[cfg(feature = "in-parts")]
 pub mod parts;
 mod rules;
 
 use crate::flow;
 use crate::maps::{DENY_REJECT, Endpoint, MODE_AUDIT, MODE_OFF, NO_RULE};
-#[cfg(not(feature = "in-parts"))]
-use crate::packet::{self, Packet as Parts};
 use crate::packet::{Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP};
 use crate::reason::{Reason, Verdict};
 use crate::tables::{Full, Tables};
 use fragment::{first_fragment, later_fragment};
 use icmp_error::icmp_error;
 use neighbour::neighbour;
-#[cfg(feature = "in-parts")]
 use parts::Parts;
 use rules::{exact, near, passing, prefix};
 
@@ -104,18 +100,9 @@ pub fn from_pod<P: Parts, T: Tables>(
             rule: NO_RULE,
         };
     }
-    #[cfg(feature = "in-parts")]
-    let found = packet.parse(side, headers);
-    #[cfg(not(feature = "in-parts"))]
-    let found = match side {
-        Side::Device => packet::frame(packet, headers, endpoint.zero),
-        Side::Cgroup => packet::network(packet, headers, endpoint.zero),
-    };
+    let found = packet.parse(side, headers, endpoint.zero);
     let end = match found {
-        #[cfg(feature = "in-parts")]
         Found::Ip => packet.judge(side, headers, endpoint, tables),
-        #[cfg(not(feature = "in-parts"))]
-        Found::Ip => ip(side, packet, headers, endpoint, tables),
         Found::Arp => End::bare(arp(headers.src[3], endpoint)).forget_path(endpoint.zero),
         Found::Bad(reason) => End::bare(reason).forget_path(endpoint.zero),
     };
@@ -145,13 +132,7 @@ pub fn to_pod<P: Parts, T: Tables>(side: Side, packet: &P, endpoint: &Endpoint, 
         return;
     }
     let mut headers = Headers::default();
-    #[cfg(feature = "in-parts")]
-    let found = packet.parse(side, &mut headers);
-    #[cfg(not(feature = "in-parts"))]
-    let found = match side {
-        Side::Device => packet::frame(packet, &mut headers, endpoint.zero),
-        Side::Cgroup => packet::network(packet, &mut headers, endpoint.zero),
-    };
+    let found = packet.parse(side, &mut headers, endpoint.zero);
     // Of a fragmented packet only the first fragment has ports; it is enough.
     if matches!(found, Found::Ip) && !headers.is_later_fragment() {
         flow::to_pod(tables, endpoint, &headers);

@@ -1,5 +1,6 @@
 //! The decision in parts, for verifiers that can't follow all of it at once: Linux 6.1's does not track
-//! through calls which values matter, and takes too many states for different.
+//! through calls which values matter, and takes too many states for different. Whoever makes nothing of
+//! the parts has them inlined.
 //!
 //! A program that calls a global function of its own is verified apart from it: the function for
 //! anything it may be given, the program for anything that may come back. What it decides is the same.
@@ -12,10 +13,11 @@ use crate::tables::Tables;
 
 /// What an implementor may make global functions of.
 pub trait Parts: Packet + Sized {
-    /// Parses into `headers`, which must be [`Headers::default`].
+    /// Parses into `headers`, which must be [`Headers::default`]. `zero` is 0, see
+    /// [`packet::frame`].
     #[inline(always)]
-    fn parse(&self, side: Side, headers: &mut Headers) -> Found {
-        parse(side, self, headers)
+    fn parse(&self, side: Side, headers: &mut Headers, zero: u8) -> Found {
+        parse(side, self, headers, zero)
     }
 
     /// What the rules say of an IP packet that was parsed.
@@ -36,11 +38,10 @@ impl Parts for crate::memory::Bytes<'_> {}
 
 /// The part itself; see [`Parts::parse`].
 #[inline(always)]
-pub fn parse<P: Packet>(side: Side, packet: &P, headers: &mut Headers) -> Found {
-    // Nothing is known of headers that are behind a pointer: there is no path to forget.
+pub fn parse<P: Packet>(side: Side, packet: &P, headers: &mut Headers, zero: u8) -> Found {
     match side {
-        Side::Device => packet::frame(packet, headers, 0),
-        Side::Cgroup => packet::network(packet, headers, 0),
+        Side::Device => packet::frame(packet, headers, zero),
+        Side::Cgroup => packet::network(packet, headers, zero),
     }
 }
 
