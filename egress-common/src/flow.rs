@@ -274,7 +274,7 @@ fn touch_out<T: Tables>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::maps::{MODE_ENFORCE, NEAR4, NEAR6, Near4, Near6};
+    use crate::maps::MODE_ENFORCE;
     use crate::memory::MemoryTables;
     use crate::packet::mapped;
 
@@ -283,18 +283,8 @@ mod tests {
         let tables = MemoryTables::default();
         let endpoint = Endpoint {
             slot: 1,
-            policy: 1,
             v4_be: [10, 244, 1, 2],
-            mode: MODE_ENFORCE,
-            on_deny: 0,
-            flags: 0,
-            zero: 0,
-            v6_be: [0xfd; 16],
-            since_ns: 0,
-            exact_networks: 0,
-            near4: [Near4::default(); NEAR4],
-            near6: [Near6::default(); NEAR6],
-            ways: 0,
+            ..Endpoint::nobodys(MODE_ENFORCE)
         };
         let client = mapped(u32::from_ne_bytes([192, 0, 2, 7]));
         let request = Headers {

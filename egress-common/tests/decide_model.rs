@@ -3,8 +3,8 @@
 //! no flows; it looks at the whole history each time.
 
 use egress_common::maps::{
-    DENY_DROP, Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, NEAR4, NEAR6, NO_RULE,
-    Near4, Near6, PortRange, PrefixKey4, PrefixRule, network4,
+    Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, NO_RULE, PortRange, PrefixKey4,
+    PrefixRule, network4,
 };
 use egress_common::memory::{Bytes, MemoryTables, POLICY_BITS};
 use egress_common::packet::Headers;
@@ -455,16 +455,8 @@ proptest! {
             slot: 1,
             policy: POLICY,
             v4_be: OWN,
-            mode: MODE_ENFORCE,
-            on_deny: DENY_DROP,
-            flags: 0,
-            zero: 0,
-            v6_be: [0; 16],
-            since_ns: 0,
             exact_networks: rules.exact.iter().fold(0, |all, (addr, ..)| all | 1 << network4(*addr)),
-            near4: [Near4::default(); NEAR4],
-            near6: [Near6::default(); NEAR6],
-            ways: 0,
+            ..Endpoint::nobodys(MODE_ENFORCE)
         };
         let mut now = START;
         for step in steps {

@@ -3,13 +3,8 @@
 
 use aya_ebpf::helpers::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::programs::sk_buff::SkBuff;
-use egress_common::maps::{
-    Config, DENY_DROP, Endpoint, MODE_OFF, NEAR4, NEAR6, NO_RULE, Near4, Near6,
-};
+use egress_common::maps::{Config, Endpoint, MODE_OFF, NO_RULE};
 use egress_common::{Outcome, Reason, decide};
-
-/// The slot of all pods that are not known.
-const UNKNOWN: u32 = 0;
 
 /// Id of the cgroup at this depth that the sender is in; 0 if the packet has no sender, or there is none.
 #[inline(always)]
@@ -39,29 +34,7 @@ pub fn pod_cgroup(skb: &SkBuff, config: &Config) -> u64 {
 /// The closed gate: what becomes of a pod's packet that the agent has said nothing of, and as whose.
 #[inline(always)]
 pub const fn unknown(config: &Config) -> (Outcome, Endpoint) {
-    let endpoint = Endpoint {
-        slot: UNKNOWN,
-        policy: 0,
-        v4_be: [0; 4],
-        mode: config.unknown_mode,
-        on_deny: DENY_DROP,
-        flags: 0,
-        zero: 0,
-        v6_be: [0; 16],
-        since_ns: 0,
-        exact_networks: 0,
-        near4: [Near4 {
-            addr_be: [0; 4],
-            port_be: [0; 2],
-            rule: 0,
-        }; NEAR4],
-        near6: [Near6 {
-            addr_be: [0; 16],
-            port_be: [0; 2],
-            rule: 0,
-        }; NEAR6],
-        ways: 0,
-    };
+    let endpoint = Endpoint::nobodys(config.unknown_mode);
     let reason = if endpoint.mode == MODE_OFF {
         Reason::NotHeld
     } else {

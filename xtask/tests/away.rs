@@ -5,17 +5,18 @@ mod support;
 
 mod needs_root {
     use std::fs;
-    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::net::{Ipv4Addr, TcpListener};
     use std::path::{Path, PathBuf};
     use std::thread::sleep;
     use std::time::{Duration, Instant};
 
     use serde_json::{Value, json};
-    use xtask::apiserver::{Absence, ApiServer, own_definitions};
-    use xtask::node::{Pod, PodSpec, objects, plan};
+    use xtask::apiserver::{Absence, ApiServer};
+    use xtask::node::{Pod, PodSpec, objects};
 
+    use super::support::api;
     use super::support::held::{no_stranger_was_seen, nothing_got_out, number as set};
-    use super::support::traffic::{SECRET, Traffic};
+    use super::support::traffic::{Traffic, tries};
     use super::support::{Agent, Cluster, skipped};
 
     /// Each absence lasts so long, in seconds: longer than an answer is waited for.
@@ -31,27 +32,7 @@ mod needs_root {
         // By its number, so that it stays its own while nobody listens.
         let port = drawn.local_addr().expect("an address").port();
         drop(drawn);
-        let api = ApiServer::serve(host.within(bind(port)).expect("the port"));
-        let api = api.expect("an address");
-        for definition in own_definitions() {
-            api.apply(&definition).expect("a definition");
-        }
-        for entry in fs::read_dir(cluster.state.path()).expect("the directory") {
-            let text = fs::read_to_string(entry.expect("a file").path()).expect("its text");
-            for document in serde_yaml_ng::Deserializer::from_str(&text) {
-                let mut object: Value =
-                    serde::Deserialize::deserialize(document).expect("an object");
-                // The example is in Gloo Mesh's group, which this API server doesn't have.
-                let version = object["apiVersion"].as_str().unwrap_or_default();
-                if version.contains("gloo") {
-                    object["apiVersion"] = json!("sallyport.dev/v1alpha1");
-                }
-                api.apply(&object).expect("it is taken");
-            }
-        }
-        let kubeconfig = cluster.node.directory().join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig()).expect("write it");
-        (api, kubeconfig)
+        api::serve(cluster, host.within(bind(port)).expect("the port"))
     }
 
     /// Pods that the lockdown's status says are held; none while it says nothing.
@@ -65,16 +46,6 @@ mod needs_root {
         let spec = PodSpec::new("bookinfo", &format!("guest-{number}"), number);
         api.apply(&objects::pod(&spec)).expect("it is taken");
         cluster.node.pod(&spec).expect("a pod")
-    }
-
-    /// Sends outside from there, in both families.
-    fn tries(pod: &Pod) {
-        for ip in plan::OUTSIDE.all() {
-            let to = SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
-            let what = ["udp", "--to", &to, "--payload", SECRET];
-            let probe = [&what[..], &["--timeout-ms", "30"]].concat();
-            pod.probe(&probe).expect("a probe");
-        }
     }
 
     /// The log without what is denied.

@@ -12,27 +12,10 @@ mod needs_root {
     use xtask::node::{Pod, PodSpec, Process, objects, plan};
 
     use super::support::held::under_traffic;
-    use super::support::traffic::SECRET;
+    use super::support::traffic::{SECRET, tries};
     use super::support::{Agent, Cluster};
 
-    /// By its processes.
-    fn tries(pod: &Pod) {
-        for ip in plan::OUTSIDE.all() {
-            let to = SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
-            let probe = [
-                "udp",
-                "--to",
-                &to,
-                "--payload",
-                SECRET,
-                "--timeout-ms",
-                "30",
-            ];
-            pod.probe(&probe).expect("a probe");
-        }
-    }
-
-    /// The same without end.
+    /// As `tries`, without end.
     fn flood(pod: &Pod) -> Process {
         let to = |ip| SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
         let [v4, v6] = plan::OUTSIDE.all().map(to);

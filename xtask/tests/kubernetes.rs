@@ -10,9 +10,10 @@ mod needs_root {
     use std::time::Duration;
 
     use serde_json::{Value, json};
-    use xtask::apiserver::{ApiServer, own_definitions};
+    use xtask::apiserver::ApiServer;
     use xtask::node::{Netns, PodSpec, objects, plan};
 
+    use super::support::api::{self, mirror};
     use super::support::traffic::{SECRET, Traffic};
     use super::support::{Agent, Cluster, skipped};
 
@@ -25,31 +26,7 @@ mod needs_root {
         let listener = netns
             .within(move || Ok(TcpListener::bind((ip, 0))?))
             .expect("a port");
-        let api = ApiServer::serve(listener).expect("an address");
-        for definition in own_definitions() {
-            api.apply(&definition).expect("a definition");
-        }
-        mirror(cluster, &api);
-        let kubeconfig = cluster.node.directory().join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig()).expect("write it");
-        (api, kubeconfig)
-    }
-
-    /// Applies the files of the directory.
-    fn mirror(cluster: &Cluster, api: &ApiServer) {
-        for entry in fs::read_dir(cluster.state.path()).expect("the directory") {
-            let text = fs::read_to_string(entry.expect("a file").path()).expect("its text");
-            for document in serde_yaml_ng::Deserializer::from_str(&text) {
-                let mut object: Value =
-                    serde::Deserialize::deserialize(document).expect("an object");
-                // The example is in Gloo Mesh's group, which this API server doesn't have.
-                let version = object["apiVersion"].as_str().unwrap_or_default();
-                if version.contains("gloo") {
-                    object["apiVersion"] = json!("sallyport.dev/v1alpha1");
-                }
-                api.apply(&object).expect("it is taken");
-            }
-        }
+        api::serve(cluster, listener)
     }
 
     fn status(cluster: &Cluster) -> Option<Value> {

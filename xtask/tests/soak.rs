@@ -4,16 +4,15 @@
 mod support;
 
 mod needs_root {
-    use std::net::SocketAddr;
     use std::thread::sleep;
     use std::time::{Duration, Instant};
 
     use serde_json::json;
-    use xtask::node::{Pod, PodSpec, objects, plan};
+    use xtask::node::{Pod, PodSpec, objects};
 
     use super::support::Cluster;
     use super::support::held::{Random, number, under_traffic};
-    use super::support::traffic::SECRET;
+    use super::support::traffic::tries;
 
     /// The first agents live at most this much longer than one takes to be ready, in percent.
     const LONGEST_LIFE: u128 = 160;
@@ -26,23 +25,6 @@ mod needs_root {
             .apply(&objects::pod(&spec))
             .expect("an object");
         cluster.node.pod(&spec).expect("a pod")
-    }
-
-    /// From a process of the pod, so that the gate holds it before its hooks do.
-    fn tries(guest: &Pod) {
-        for ip in plan::OUTSIDE.all() {
-            let to = SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
-            let probe = [
-                "udp",
-                "--to",
-                &to,
-                "--payload",
-                SECRET,
-                "--timeout-ms",
-                "20",
-            ];
-            guest.probe(&probe).expect("a probe");
-        }
     }
 
     #[test]

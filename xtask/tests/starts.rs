@@ -12,6 +12,7 @@ mod needs_root {
     use xtask::node::{Pod, PodSpec, objects, plan};
 
     use super::support::held::number;
+    use super::support::stranger::Pins;
     use super::support::{Agent, Cluster, skipped};
 
     /// Pods that are started one after the other.
@@ -66,11 +67,8 @@ mod needs_root {
             .host()
             .within(move || Ok(nix::net::if_::if_nametoindex(device.as_str())?))
             .expect("its device");
-        let layouts = fs::read_dir(cluster.node.bpffs().join("sallyport")).expect("pins");
-        let layouts = layouts.map(|entry| entry.expect("a layout").path());
-        let links = layouts.filter(|path| !path.is_symlink());
-        let links = links.map(|path| path.join("links")).next().expect("one");
-        let pinned = |hook: &&str| links.join(format!("dev-{index}-{hook}")).exists();
+        let pins = Pins::of(cluster);
+        let pinned = |hook: &&str| pins.link(&format!("dev-{index}-{hook}")).exists();
         ["ingress", "egress"].into_iter().filter(pinned).collect()
     }
 

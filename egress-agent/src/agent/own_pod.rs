@@ -1,7 +1,7 @@
 //! The agent's own pod, where it is one.
 
 use anyhow::{Context, Result};
-use egress_common::maps::{DENY_DROP, Endpoint, MODE_OFF, NEAR4, NEAR6, Near4, Near6};
+use egress_common::maps::{Endpoint, MODE_OFF};
 
 use crate::compile::DesiredState;
 use crate::datapath::Kernel;
@@ -22,7 +22,7 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
     let own = pods.find(|(_, pod)| cgroups::processes(&pod.path).contains(&std::process::id()));
     // On the node itself there is no gate.
     let Some((uid, own)) = own else { return Ok(()) };
-    let endpoint = pass();
+    let endpoint = Endpoint::nobodys(MODE_OFF);
     // Until hooks of another version are swapped, its maps count.
     kernel
         .datapath
@@ -42,25 +42,6 @@ pub fn let_through(kernel: &mut Kernel, kubepods: &Kubepods) -> Result<()> {
         .context("can't let the agent's own pod through the gate")?;
     tracing::info!(event = "own_pod_let_through", uid, cgroup = own.id);
     Ok(())
-}
-
-/// The entry of a pod that nobody holds.
-fn pass() -> Endpoint {
-    Endpoint {
-        slot: 0,
-        policy: 0,
-        v4_be: [0; 4],
-        mode: MODE_OFF,
-        on_deny: DENY_DROP,
-        flags: 0,
-        zero: 0,
-        v6_be: [0; 16],
-        since_ns: 0,
-        exact_networks: 0,
-        near4: [Near4::default(); NEAR4],
-        near6: [Near6::default(); NEAR6],
-        ways: 0,
-    }
 }
 
 /// Depth of kubepods. A node that is itself a container (kind) shows only its own part of the

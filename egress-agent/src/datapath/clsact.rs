@@ -9,14 +9,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::sys;
-use super::tc::{Filter, Place, Tc};
+use super::tc::{ETH_P_ALL, Filter, Place, Tc};
 use super::{Direction, LinkState};
 
 /// The first there is.
 const PRIORITY: u16 = 1;
 /// Handles of ours begin here; nobody else's do.
 const HANDLE: u32 = 0x5a11;
-const ETH_P_ALL: u16 = 3;
 
 /// Whether our filter is on the device, first, and with the right program: the one with this id, and
 /// with this tag if one is given.
@@ -51,6 +50,16 @@ fn has_tcx(ifindex: u32, direction: Direction) -> bool {
     sys::query_tcx(ifindex, direction.attach_type()).is_ok_and(|links| !links.is_empty())
 }
 
+/// Where one of ours is.
+fn place(ifindex: u32, direction: Direction, handle: u32) -> Place {
+    Place {
+        ifindex,
+        direction,
+        priority: PRIORITY,
+        handle,
+    }
+}
+
 fn is_ours(filter: &Filter, direction: Direction) -> bool {
     filter.kind == "bpf"
         && filter.chain == 0
@@ -69,12 +78,7 @@ pub fn attach(ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> io
     let mut tc = Tc::open()?;
     tc.add_clsact(ifindex)?;
     let before = tc.filters(ifindex, direction)?;
-    let place = |handle| Place {
-        ifindex,
-        direction,
-        priority: PRIORITY,
-        handle,
-    };
+    let place = |handle| place(ifindex, direction, handle);
     let free = |handle: &u32| before.iter().all(|filter| filter.handle != *handle);
     let handle = (HANDLE..u32::MAX).find(free);
     let handle = handle.expect("a device has not that many filters");
@@ -109,12 +113,7 @@ pub fn swap(ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> io::
     let mut tc = Tc::open()?;
     let filters = tc.filters(ifindex, direction)?;
     let mut ours = filters.iter().filter(|it| is_ours(it, direction));
-    let place = |filter: &Filter| Place {
-        ifindex,
-        direction,
-        priority: PRIORITY,
-        handle: filter.handle,
-    };
+    let place = |filter: &Filter| place(ifindex, direction, filter.handle);
     let Some(first) = ours.next() else {
         return attach(ifindex, direction, program);
     };
@@ -130,12 +129,7 @@ pub fn detach(ifindex: u32, direction: Direction) -> io::Result<()> {
     let mut removed = false;
     for filter in ours {
         removed = true;
-        tc.remove_filter(Place {
-            ifindex,
-            direction,
-            priority: PRIORITY,
-            handle: filter.handle,
-        })?;
+        tc.remove_filter(place(ifindex, direction, filter.handle))?;
     }
     if !removed {
         return Ok(());

@@ -66,17 +66,15 @@ pub struct Datapath {
 
 impl Datapath {
     /// Loads the object for these hooks with its maps pinned, or taken over where they are pinned
-    /// already. Attaches nothing. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
+    /// already. Attaches nothing. [`DeviceHooks::check`] tells before whether the kernel has these. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
     ///
     /// # Errors
-    /// If the kernel can't hold pods in this way, a pinned map is not what the object declares, or the
-    /// kernel refuses a program.
+    /// If a pinned map is not what the object declares, or the kernel refuses a program.
     pub fn load(
         bpffs: &Path,
         hooks: DeviceHooks,
         kubepods: (&Path, u64),
     ) -> Result<Self, DatapathError> {
-        hooks.check()?;
         let object = object(hooks)?;
         let pins = Pins::at(bpffs)?;
         takeover::begin(&pins)?;

@@ -15,6 +15,7 @@ pub mod observed;
 pub mod pinned;
 pub mod pins;
 mod policies;
+mod procfs;
 mod sys;
 mod table;
 mod takeover;

@@ -19,7 +19,7 @@ use egress_common::maps::{
 };
 use egress_common::reason::REASONS;
 
-use super::layout;
+use super::{layout, procfs};
 
 pub use hooks::{HookTarget, HookedDevice, PinnedHook};
 
@@ -207,7 +207,7 @@ impl Pinned {
         let data = MapData::from_pin(path).map_err(failed(map, "look at"))?;
         let info = data.info().map_err(failed(map, "look at"))?;
         let kind = info.map_type().map_err(failed(map, "look at"))?;
-        let described = describe(data.fd().as_fd().as_raw_fd()).unwrap_or_default();
+        let described = procfs::describe(data.fd().as_fd()).unwrap_or_default();
         Ok(MapFacts {
             kind: snake(&format!("{kind:?}")),
             key_size: info.key_size(),
@@ -431,19 +431,6 @@ fn snake(camel: &str) -> String {
         text.push(character.to_ascii_lowercase());
     }
     text
-}
-
-/// What procfs says of a descriptor.
-pub(super) fn describe(fd: RawFd) -> io::Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
-    Ok(facts(&text))
-}
-
-fn facts(text: &str) -> BTreeMap<String, String> {
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
-        .collect()
 }
 
 #[cfg(test)]

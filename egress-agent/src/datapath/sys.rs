@@ -15,6 +15,8 @@ use aya_obj::generated::{
     BPF_F_BEFORE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type, bpf_prog_info,
 };
 
+use super::procfs::describe;
+
 pub use batch::{Walk, update_batch};
 pub use bytes::{lookup_bytes, next_key_bytes, update_bytes};
 
@@ -300,9 +302,7 @@ pub enum Target {
 /// Whether what is open is a program. The kernel tells of either in the form of its kind, and not
 /// which that is; procfs does.
 pub fn is_program(object: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(describe(object)?
-        .lines()
-        .any(|line| line.starts_with("prog_type:")))
+    Ok(describe(object)?.contains_key("prog_type"))
 }
 
 /// Asks the kernel about a link, or a program that is pinned in its stead.
@@ -339,18 +339,12 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// Tag of a link's program, from procfs: to open a program by its id takes `CAP_SYS_ADMIN`.
 fn link_tag(link: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
-    let text = describe(link)?;
-    let tag = text
-        .lines()
-        .find_map(|line| line.strip_prefix("prog_tag:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other(format!("no prog_tag in {text}")))?;
+    let facts = describe(link)?;
+    let tag = facts
+        .get("prog_tag")
+        .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+        .ok_or_else(|| io::Error::other(format!("no prog_tag in {facts:?}")))?;
     Ok(tag.to_be_bytes())
-}
-
-/// What procfs says of a descriptor.
-fn describe(object: BorrowedFd<'_>) -> io::Result<String> {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))
 }
 
 #[repr(C)]

@@ -2,13 +2,12 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Pod;
 use aya::maps::MapData;
 
-use super::pinned::describe;
-use super::{DatapathError, sys};
+use super::{DatapathError, procfs, sys};
 
 /// Elements written or deleted by one call at most: a huge trie must not hold a CPU for long.
 const CHUNK: usize = 4096;
@@ -160,7 +159,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Bytes of kernel memory that the map holds now, which tell of each element added or removed
     /// where memory is taken for each; none where the kernel does not say.
     pub fn memory(&self) -> Option<u64> {
-        let facts = describe(self.fd().as_raw_fd()).ok()?;
+        let facts = procfs::describe(self.fd()).ok()?;
         facts.get("memlock")?.parse().ok()
     }
 

@@ -35,7 +35,8 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 const CLSACT: (u32, u32) = (0xffff_fff1, 0xffff_0000);
 const CLSACT_KIND: &str = "clsact";
 const BPF_KIND: &str = "bpf";
-const ETH_P_ALL: u16 = 3;
+/// Of any protocol.
+pub const ETH_P_ALL: u16 = 3;
 
 impl Direction {
     /// Where clsact has its filters.

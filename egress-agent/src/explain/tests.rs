@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use egress_common::Reason;
-use egress_common::maps::{
-    Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, MODE_OFF, Near4, Near6,
-};
+use egress_common::maps::{Endpoint, ExactKey4, ExactRule, MODE_AUDIT, MODE_ENFORCE, MODE_OFF};
 use egress_common::memory::MemoryTables;
 
 use super::kernel::PodView;
@@ -21,16 +19,8 @@ fn view(mode: u8, gateway: bool) -> PodView {
         slot: 3,
         policy: POLICY,
         v4_be: [10, 244, 1, 13],
-        mode,
-        on_deny: 0,
-        flags: 0,
-        zero: 0,
-        v6_be: [0; 16],
-        since_ns: 0,
         exact_networks: u64::MAX,
-        near4: [Near4::default(); 3],
-        near6: [Near6::default(); 1],
-        ways: 0,
+        ..Endpoint::nobodys(mode)
     };
     let mut tables = MemoryTables::default();
     if gateway {

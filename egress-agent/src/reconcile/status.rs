@@ -277,9 +277,7 @@ fn coverage(
 
 #[cfg(test)]
 mod tests {
-    use egress_common::maps::{
-        DENY_DROP, Endpoint, FLAG_HOST_NETWORK, MODE_ENFORCE, NEAR4, NEAR6, Near4, Near6,
-    };
+    use egress_common::maps::{Endpoint, FLAG_HOST_NETWORK, MODE_ENFORCE};
 
     use super::*;
     use crate::api::lockdown::OnDeny;
@@ -306,18 +304,8 @@ mod tests {
     fn who_can_get_at_the_node_is_told_though_its_hooks_stand() {
         let endpoint = Endpoint {
             slot: 1,
-            policy: 0,
-            v4_be: [0; 4],
-            mode: MODE_ENFORCE,
-            on_deny: DENY_DROP,
             flags: FLAG_HOST_NETWORK,
-            zero: 0,
-            v6_be: [0; 16],
-            since_ns: 0,
-            exact_networks: 0,
-            near4: [Near4::default(); NEAR4],
-            near6: [Near6::default(); NEAR6],
-            ways: 0,
+            ..Endpoint::nobodys(MODE_ENFORCE)
         };
         let mut observed = Observed::default();
         observed

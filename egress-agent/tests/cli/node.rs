@@ -18,9 +18,8 @@ use egress_agent::datapath::layout;
 use egress_common::Reason;
 use egress_common::limits::MAX_RANGES;
 use egress_common::maps::{
-    Config, DENY_DROP, Endpoint, ExactKey4, ExactRule, FLAG_COVERED, MODE_ENFORCE, NEAR4, NEAR6,
-    NO_RULE, Near4, Near6, Origin, OriginKey, PodInfo, PolicyInfo, PortRange, PrefixKey4,
-    PrefixRule, RuleInfo, RuleKey, name,
+    Config, Endpoint, ExactKey4, ExactRule, FLAG_COVERED, MODE_ENFORCE, NO_RULE, Origin, OriginKey,
+    PodInfo, PolicyInfo, PortRange, PrefixKey4, PrefixRule, RuleInfo, RuleKey, name,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -211,16 +210,9 @@ fn pod(ebpf: &mut Ebpf, cgroup: u64) {
         slot: 1,
         policy: 7,
         v4_be: OWN,
-        mode: MODE_ENFORCE,
-        on_deny: DENY_DROP,
         flags: FLAG_COVERED,
-        zero: 0,
-        v6_be: [0; 16],
-        since_ns: 0,
         exact_networks: u64::MAX,
-        near4: [Near4::default(); NEAR4],
-        near6: [Near6::default(); NEAR6],
-        ways: 0,
+        ..Endpoint::nobodys(MODE_ENFORCE)
     };
     hash::<u32, _>(ebpf, name::DEVICES)
         .insert(LOOPBACK, endpoint, 0)

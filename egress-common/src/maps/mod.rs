@@ -99,6 +99,33 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Of a pod of which nothing is known but how it is held: no slot, no policy, no addresses.
+    pub const fn nobodys(mode: u8) -> Self {
+        Self {
+            slot: 0,
+            policy: 0,
+            v4_be: [0; 4],
+            mode,
+            on_deny: DENY_DROP,
+            flags: 0,
+            zero: 0,
+            v6_be: [0; 16],
+            since_ns: 0,
+            exact_networks: 0,
+            near4: [Near4 {
+                addr_be: [0; 4],
+                port_be: [0; 2],
+                rule: 0,
+            }; NEAR4],
+            near6: [Near6 {
+                addr_be: [0; 16],
+                port_be: [0; 2],
+                rule: 0,
+            }; NEAR6],
+            ways: 0,
+        }
+    }
+
     /// How many devices must be in `sp_ways` for the cgroup hook to let all packets of this pod go:
     /// [`NO_WAYS`] if nobody holds it; 0 if its packets are judged there.
     pub const fn passes_with(&self) -> u32 {

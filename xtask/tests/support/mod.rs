@@ -4,6 +4,7 @@
 //! egress gateway behind a Service.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod api;
 pub mod bpf;
 pub mod frames;
 pub mod held;

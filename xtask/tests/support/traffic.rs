@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
-use xtask::node::{Netns, plan};
+use xtask::node::{Netns, Pod, plan};
 
 use super::{Cluster, RATINGS_SERVICE};
 
@@ -68,6 +68,16 @@ impl Traffic {
             thread.join().expect("a sender");
         }
         (answered, self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// Sends outside from a process of the pod, in both families: the gate holds it before its hooks do.
+pub fn tries(pod: &Pod) {
+    for ip in plan::OUTSIDE.all() {
+        let to = SocketAddr::new(ip, plan::OUTSIDE_UDP).to_string();
+        let what = ["udp", "--to", &to, "--payload", SECRET];
+        let probe = [&what[..], &["--timeout-ms", "30"]].concat();
+        pod.probe(&probe).expect("a probe");
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 
-use super::super::{DeviceHooks, LinkState, clsact, device, links, sys};
-use super::{Pinned, PinnedError, describe, layouts, list};
+use super::super::{DeviceHooks, LinkState, clsact, device, links, procfs, sys};
+use super::{Pinned, PinnedError, layouts, list};
 
 /// A pinned hook, as the kernel describes it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Pinned {
         let mut hooks = Vec::new();
         for pin in list(&directory)? {
             let path = directory.join(&pin);
-            let read = sys::open_pin(&path).and_then(|link| describe(link.as_raw_fd()));
+            let read = sys::open_pin(&path).and_then(|link| procfs::describe(link.as_fd()));
             match read {
                 Ok(facts) => hooks.push(found(pin, &facts)),
                 // Unpinned since it was listed.
@@ -236,7 +236,7 @@ fn hook(pin: String, facts: &BTreeMap<String, String>) -> PinnedHook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::pinned::facts;
+    use crate::datapath::procfs::facts;
 
     #[test]
     fn links_are_read_from_procfs() {
