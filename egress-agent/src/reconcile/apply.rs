@@ -198,7 +198,13 @@ impl Pass {
             Op::SwapCgroup(_) => self.takes_over,
             _ => false,
         };
-        failed || (self.gate_unsafe && opens)
+        let skipped = failed || (self.gate_unsafe && opens);
+        // What follows of the same subject counts on it: an entry must not go before the hook that does
+        // without one is there.
+        if skipped && step.subject != Subject::Node {
+            self.failed.insert(step.subject.clone());
+        }
+        skipped
     }
 
     fn fail(&mut self, step: &Step, error: &impl Display) {
