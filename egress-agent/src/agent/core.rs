@@ -1,6 +1,6 @@
 //! One look and one reconciliation: everything of the agent that is not waiting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -17,7 +17,7 @@ use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::own_pod;
 use super::run_dir::{LAST_GOOD, Ready, RunDir};
-use super::status::{Board, Notice, Regarding};
+use super::status::Board;
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
 use crate::datapath::{DeviceHooks, Kernel, Observed};
@@ -25,7 +25,7 @@ use crate::index::{Effect, Heritage, Index, Key, Problem};
 use crate::node::{Scout, Sightings};
 use crate::nri::{self, Sandboxes};
 use crate::reconcile::op::Subject;
-use crate::reconcile::{Coverage, Failure, NodeStatus, PodStatus, Reconciler, Report, status};
+use crate::reconcile::{Failure, NodeStatus, Reconciler, Report, status};
 use crate::source::Update;
 use crate::telemetry::Metrics;
 
@@ -47,7 +47,7 @@ pub struct Core {
     sightings: Sightings,
     pub(super) reconciler: Reconciler<Kernel>,
     gateways: Gateways,
-    run_dir: RunDir,
+    pub(super) run_dir: RunDir,
     pub(super) metrics: Arc<Metrics>,
     nri: Arc<nri::Board>,
     /// Whether the kernel is as desired.
@@ -57,7 +57,7 @@ pub struct Core {
     pub(super) observed: Observed,
     pub(super) status: NodeStatus,
     writes: u64,
-    announced: bool,
+    pub(super) announced: bool,
     /// The last update, without its objects: what could not be read, and how new it is.
     told: Update,
     /// Everything could be read and used once: from then on last good versions are known.
@@ -67,7 +67,7 @@ pub struct Core {
     /// What was left last for the agent that comes next.
     bequeathed: Vec<u8>,
     problems: BTreeSet<Problem>,
-    failures: BTreeSet<String>,
+    pub(super) failures: BTreeSet<String>,
     pub(super) board: Board,
 }
 
@@ -430,78 +430,6 @@ impl Core {
         !self.clean
     }
 
-    /// Says each failure once, for as long as it lasts.
-    fn log_failures(&mut self, report: &Report) {
-        let mut failures = BTreeSet::new();
-        for failure in &report.failures {
-            let text = format!(
-                "{}: can't {}: {}",
-                failure.subject, failure.op, failure.error
-            );
-            if !self.failures.contains(&text) {
-                tracing::error!(
-                    event = "reconcile_failed", subject = %failure.subject, op = failure.op,
-                    error = failure.error, "tried again until it works"
-                );
-            }
-            failures.insert(text);
-        }
-        for (uid, reason) in &report.refused {
-            let text = format!("pod {uid}: {reason}");
-            if !self.failures.contains(&text) {
-                tracing::error!(event = "pod_refused", uid, reason);
-            }
-            failures.insert(text);
-        }
-        self.failures = failures;
-    }
-
-    /// Logs who became covered or uncovered, and writes the status file if it is news.
-    fn publish(&mut self, status: NodeStatus) -> Result<()> {
-        let before: BTreeMap<&str, (Coverage, Option<&String>)> = self
-            .status
-            .pods
-            .iter()
-            .map(|pod| (pod.uid.as_str(), (pod.coverage, pod.reason.as_ref())))
-            .collect();
-        for pod in &status.pods {
-            let now = (pod.coverage, pod.reason.as_ref());
-            if before.get(pod.uid.as_str()) == Some(&now) {
-                continue;
-            }
-            let (namespace, name) = (&pod.namespace, &pod.name);
-            let was = before.get(pod.uid.as_str()).map(|(coverage, _)| *coverage);
-            if pod.coverage.is_open() {
-                let reason = pod.reason.as_deref().unwrap_or_default();
-                let note = format!("its egress is not held (mode {}): {reason}", pod.mode);
-                let notice = notice(pod, true, "EgressUncovered", note);
-                self.board.notice(notice);
-                tracing::warn!(
-                    event = "pod_uncovered",
-                    namespace,
-                    name,
-                    mode = pod.mode,
-                    reason = pod.reason.as_deref().unwrap_or_default()
-                );
-            } else if pod.coverage == Coverage::Covered {
-                if was.is_some_and(Coverage::is_open) {
-                    let note = "its egress is held".to_owned();
-                    self.board.notice(notice(pod, false, "EgressCovered", note));
-                }
-                tracing::info!(event = "pod_covered", namespace, name, mode = pod.mode);
-            }
-        }
-        let counted = status.pods.iter();
-        self.metrics
-            .set_pods(counted.map(|pod| (pod.mode, pod.coverage.name())));
-        if self.status != status || !self.announced || !self.run_dir.has_told("status.json") {
-            let text = serde_json::to_vec_pretty(&status)?;
-            self.run_dir.tell("status.json", &text);
-            self.status = status;
-        }
-        Ok(())
-    }
-
     fn incomplete(&self) -> bool {
         let unseen = |uid: &String| {
             self.sightings
@@ -524,23 +452,5 @@ impl Core {
         let bytes = hash.finalize();
         let (head, _) = bytes.split_first_chunk().expect("SHA-256 is longer");
         format!("{:016x}", u64::from_be_bytes(*head))
-    }
-}
-
-/// What happened to a pod.
-pub(super) fn notice(pod: &PodStatus, warning: bool, reason: &'static str, note: String) -> Notice {
-    Notice {
-        regarding: Regarding {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-            // Of a static pod the hash, by which kubelet's Events are found too.
-            uid: pod.uid.clone(),
-        },
-        warning,
-        reason,
-        action: "Hold",
-        note,
     }
 }

@@ -5,8 +5,9 @@ use std::fmt;
 
 use egress_common::maps::name;
 
-use super::core::{Core, notice};
+use super::core::Core;
 use super::status::{Notice, Regarding};
+use super::telling::notice;
 use crate::datapath::{CgroupHook, Direction, Kernel, LinkState, Observed};
 use crate::reconcile::{Executor as _, PodStatus};
 

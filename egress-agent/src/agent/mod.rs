@@ -19,6 +19,7 @@ mod run_dir;
 mod source;
 pub mod startup_taint;
 pub mod status;
+mod telling;
 
 use std::path::Path;
 use std::sync::Arc;
