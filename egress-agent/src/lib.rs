@@ -13,6 +13,7 @@ pub mod cli;
 pub mod compile;
 pub mod datapath;
 pub mod explain;
+pub mod fence;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod gateway;

@@ -4,11 +4,15 @@
 //! dump when a newer kernel adds or lengthens an attribute that is none of our business.
 #![forbid(unsafe_code)]
 
+mod batch;
+
 use std::io;
 
 use netlink_packet_core::{NetlinkBuffer, NlaBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
+
+pub(crate) use batch::Message;
 
 /// The kernel fills at most 32 KiB of a dump at once; a single answer may be longer.
 const BUFFER: usize = 1 << 18;
@@ -16,6 +20,9 @@ const BUFFER: usize = 1 << 18;
 const HEADER: usize = 16;
 /// A dump during which the listed things changed is taken again, at most this often.
 const ATTEMPTS: usize = 10;
+
+/// Length of `struct nfgenmsg`, with which messages of netfilter begin (`linux/netfilter/nfnetlink.h`).
+pub(crate) const NFGENMSG: usize = 4;
 
 /// `linux/netlink.h`.
 const NLM_F_REQUEST: u16 = 0x1;

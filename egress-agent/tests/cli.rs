@@ -1,8 +1,8 @@
 //! `egressctl` and the telemetry against real pins: the kernel object loaded, attached and pinned
 //! as the agent does it, in a network namespace, cgroup and bpffs of this test's own.
 //!
-//! Needs root and the kernel object that `SALLYPORT_EBPF_OBJECT` names;
-//! `SALLYPORT_SKIP_ROOT_TESTS=1` leaves it out by name.
+//! Needs root and an agent built with its kernel object; `SALLYPORT_SKIP_ROOT_TESTS=1` leaves it out by
+//! name.
 
 #[path = "cli/node.rs"]
 mod node;

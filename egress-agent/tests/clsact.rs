@@ -5,12 +5,12 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::maps::{HashMap, PerCpuArray};
 use aya::programs::SchedClassifier;
 use aya::programs::TcAttachType;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::{Ebpf, EbpfLoader};
-use egress_agent::datapath::{DeviceHooks, Direction, LinkState, object};
+use egress_agent::datapath::{DeviceHooks, Direction, LinkState, loader, object};
 use egress_common::Reason;
 use egress_common::maps::{Endpoint, PodCounters, name};
 use serde_json::Value;
@@ -25,7 +25,8 @@ fn isolated(name: &'static str, test: impl FnOnce(&Place) + Send + 'static) {
 
 /// Programs of somebody else's, in maps of their own.
 fn strangers(place: &Place) -> Ebpf {
-    EbpfLoader::new()
+    loader()
+        .unwrap()
         .default_map_pin_directory(place.other_maps())
         .load(object(DeviceHooks::Clsact).unwrap())
         .unwrap()

@@ -4,15 +4,16 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use aya::Ebpf;
 use aya::programs::tc::{SchedClassifier, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, TcAttachType, links::FdLink, links::PinnedLink};
-use aya::{Ebpf, EbpfLoader};
 use egress_agent::api::lockdown::OnDeny;
 use egress_agent::compile::{DesiredPod, DesiredState, Hold, Policy};
 use egress_agent::datapath::{
-    Adopt, CgroupHook, Datapath, DatapathError, DeviceHooks, Direction, Kernel, LinkState, object,
+    Adopt, CgroupHook, Datapath, DatapathError, DeviceHooks, Direction, Kernel, LinkState, loader,
+    object,
 };
 use egress_agent::node::{Device, Sighting, Sightings};
 use egress_agent::reconcile::{Coverage, Reconciler, Report, status};
@@ -58,11 +59,16 @@ impl Adopt for Flows {
         };
         (vec![key(1)], vec![key(2)])
     }
+
+    fn cut(&mut self, _: &BTreeMap<IpAddr, [u8; 32]>, _: &DesiredState) -> u64 {
+        0
+    }
 }
 
 /// Another program, attached before ours, in maps of its own.
 fn stranger(place: &Place, device: &str) -> (Ebpf, SchedClassifierLink) {
-    let mut other = EbpfLoader::new()
+    let mut other = loader()
+        .unwrap()
         .default_map_pin_directory(place.other_maps())
         .load(object(DeviceHooks::Tcx).unwrap())
         .unwrap();
@@ -240,6 +246,7 @@ fn desired(pods: &[DesiredPod], policies: &[([u8; 32], Policy)]) -> DesiredState
     DesiredState {
         pods: pods.iter().map(|p| (p.uid.clone(), p.clone())).collect(),
         policies: policies.iter().cloned().collect(),
+        ..DesiredState::default()
     }
 }
 

@@ -128,6 +128,8 @@ pub enum Need {
     OtherPod,
     /// The node's address.
     Node,
+    /// What the hook never sees is stopped behind it, by the fence, and counted there.
+    Fence,
 }
 
 macro_rules! groups {

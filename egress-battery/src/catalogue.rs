@@ -52,6 +52,7 @@ fn takes(case: &Case) -> String {
             Need::Dns => "a resolver",
             Need::OtherPod => "another pod",
             Need::Node => "the node's address",
+            Need::Fence => "the fence",
         })
         .collect();
     match case.by {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -38,13 +39,14 @@ pub struct Order {
 }
 
 /// The order, and what the process in the pod finds out by itself.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Ground {
     pub order: Order,
     pub device: String,
     pub own_mac: [u8; 6],
     /// Link address of the router.
     pub next_hop: [u8; 6],
+    note: Mutex<Option<String>>,
 }
 
 /// How long the next hop may take to tell its address.
@@ -67,7 +69,19 @@ impl Ground {
             device,
             own_mac,
             next_hop,
+            note: Mutex::default(),
         })
+    }
+
+    /// What whoever reads the row has to know of how it was tried.
+    pub(crate) fn note(&self, text: String) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    /// What was noted.
+    pub(crate) fn noted(self) -> Option<String> {
+        let note = self.note.into_inner();
+        note.unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn token(&self) -> &[u8] {

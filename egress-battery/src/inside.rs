@@ -21,6 +21,9 @@ use crate::ground::{Ground, Order};
 pub struct Answer {
     /// What it could not do.
     pub trouble: Option<String>,
+    /// What has to be known of how it was tried.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// Takes orders from standard input, one a line, until it ends. Runs in the pod.
@@ -30,28 +33,37 @@ pub fn serve() -> io::Result<()> {
         let order: Order = serde_json::from_str(&line?)?;
         // What the last case listened on.
         drop(standing.take());
-        let trouble = match obey(order) {
-            Ok(listener) => {
+        let answer = match obey(order) {
+            Ok((listener, note)) => {
                 standing = listener;
-                None
+                Answer {
+                    trouble: None,
+                    note,
+                }
             }
-            Err(trouble) => Some(trouble.to_string()),
+            Err(trouble) => Answer {
+                trouble: Some(trouble.to_string()),
+                note: None,
+            },
         };
         let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &Answer { trouble })?;
+        serde_json::to_writer(&mut out, &answer)?;
         out.write_all(b"\n")?;
         out.flush()?;
     }
     Ok(())
 }
 
-fn obey(order: Order) -> Result<Option<TcpListener>, Trouble> {
+/// What listens from now on, and what has to be known of the attempt.
+type Obeyed = (Option<TcpListener>, Option<String>);
+
+fn obey(order: Order) -> Result<Obeyed, Trouble> {
     let case = catalogue::find(order.number)
         .ok_or_else(|| Trouble::Absent(format!("there is no case {}", order.number)))?;
     let ground = Ground::find(order)?;
     match case.by {
-        By::Pod(attempt) => attempt(&ground).map(|()| None),
-        By::Client(client) => listen(&ground, client),
+        By::Pod(attempt) => attempt(&ground).map(|()| (None, ground.noted())),
+        By::Client(client) => Ok((listen(&ground, client)?, None)),
         By::Cluster => Err(Trouble::Absent("it needs the cluster's objects".to_owned())),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use egress_common::Reason;
 use serde::Serialize;
 
-use crate::case::{Case, Family};
+use crate::case::{Case, Family, Need};
 use crate::tap::Seen;
 
 /// How a case ended.
@@ -71,11 +71,19 @@ pub struct Row {
     pub sent: u64,
     /// Packets by the reason they ended for, also the pod's own beside the attempt.
     pub reasons: BTreeMap<&'static str, u64>,
+    /// Packets that the fence behind the hooks dropped meanwhile.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fenced: u64,
     /// Frames on devices where they must not be, by device.
     pub elsewhere: BTreeMap<String, u64>,
-    /// Why it was not tried, or what went wrong.
+    /// Why it was not tried, what went wrong, or what has to be known of how it was tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What was seen of a case.
@@ -85,8 +93,12 @@ pub struct Observed {
     pub audited: bool,
     pub seen: Seen,
     pub reasons: BTreeMap<Reason, u64>,
+    /// Packets that the fence dropped.
+    pub fenced: u64,
     /// What the one who tried could not do.
     pub trouble: Option<String>,
+    /// What has to be known of how it was tried.
+    pub note: Option<String>,
 }
 
 impl Row {
@@ -101,6 +113,7 @@ impl Row {
             outcome: Outcome::NotTried,
             sent: 0,
             reasons: BTreeMap::new(),
+            fenced: 0,
             elsewhere: BTreeMap::new(),
             why: Some(why),
         }
@@ -119,6 +132,7 @@ impl Row {
         Self {
             outcome,
             sent: observed.seen.sent,
+            fenced: observed.fenced,
             reasons: reasons
                 .map(|(reason, count)| (reason.as_str(), *count))
                 .collect(),
@@ -136,6 +150,7 @@ fn outcome(case: &Case, observed: &Observed) -> (Outcome, Option<String>) {
         seen,
         reasons,
         trouble,
+        note,
         ..
     } = observed;
     let expected = case.expect.iter();
@@ -163,6 +178,11 @@ fn outcome(case: &Case, observed: &Observed) -> (Outcome, Option<String>) {
         let why = why.unwrap_or_else(|| "nothing left the pod".to_owned());
         return (Outcome::NotTried, Some(why));
     }
+    // Of these the tap, too, sees only what the hook does.
+    if case.needs(Need::Fence) && observed.fenced == 0 && !observed.audited {
+        let why = "the fence has dropped nothing".to_owned();
+        return (Outcome::WrongReason, Some(why));
+    }
     if counted < seen.sent {
         let why = format!("{counted} of {} ended as expected", seen.sent);
         return (Outcome::WrongReason, Some(why));
@@ -172,7 +192,7 @@ fn outcome(case: &Case, observed: &Observed) -> (Outcome, Option<String>) {
         (true, 0) => Outcome::StayedIn,
         (true, _) => Outcome::CameOut,
     };
-    (outcome, trouble.clone())
+    (outcome, trouble.as_ref().or(note.as_ref()).cloned())
 }
 
 #[cfg(test)]
@@ -228,6 +248,18 @@ mod tests {
         };
         assert_eq!(ends(&audited(2)), Outcome::CameOut);
         assert_eq!(ends(&audited(0)), Outcome::StayedIn);
+    }
+
+    #[test]
+    fn what_the_hook_never_sees_must_end_at_the_fence() {
+        let case = catalogue::all().find(|case| case.needs(Need::Fence));
+        let case = case.unwrap();
+        let mut seen = observed(1, 1, 0);
+        assert_eq!(outcome(case, &seen).0, Outcome::WrongReason);
+        seen.fenced = 2;
+        assert_eq!(outcome(case, &seen).0, Outcome::Held);
+        seen.seen.elsewhere = BTreeMap::from([(2, 1)]);
+        assert_eq!(outcome(case, &seen).0, Outcome::Leaked);
     }
 
     #[test]

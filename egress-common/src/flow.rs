@@ -2,7 +2,8 @@
 //! pod, so that an answer to that is not mistaken for something opened from outside.
 
 use crate::limits::{
-    ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS, UDP_IDLE_NS,
+    FORGED_NS, ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS,
+    UDP_IDLE_NS,
 };
 use crate::maps::{Endpoint, FLOW_PAD, Flow, FlowKey, network4, network6, pair, short_pair};
 use crate::packet::{Address, Headers, ICMP, ICMPV6, TCP, TCP_FIN, TCP_RST, UDP, bytes, icmp};
@@ -42,13 +43,18 @@ pub fn key(
     ])
 }
 
+/// Whether a TCP flow was reset, or closed by both ends.
+#[inline(always)]
+const fn is_over(state: u32) -> bool {
+    let both = CLOSED_BY_POD | CLOSED_BY_PEER;
+    state & RESET != 0 || state & both == both
+}
+
 /// How long a flow opened from outside stands without a packet. Nanoseconds.
 const fn idle_ns(proto: u8, state: u32) -> u64 {
     match proto {
         TCP if state & RESET != 0 => TCP_RESET_NS,
-        TCP if state & (CLOSED_BY_POD | CLOSED_BY_PEER) == CLOSED_BY_POD | CLOSED_BY_PEER => {
-            TCP_CLOSED_NS
-        }
+        TCP if is_over(state) => TCP_CLOSED_NS,
         UDP => UDP_IDLE_NS,
         ICMP | ICMPV6 => ICMP_IDLE_NS,
         _ => TCP_IDLE_NS,
@@ -139,7 +145,9 @@ pub fn is_reply<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) -
         return false;
     }
     let state = flow.state | closing(headers, CLOSED_BY_POD);
-    if state != flow.state || now_ns.saturating_sub(flow.seen_ns) > TOUCH_NS {
+    // What is over ends, however much the pod still sends.
+    let goes_on = !is_over(flow.state) && now_ns.saturating_sub(flow.seen_ns) > TOUCH_NS;
+    if state != flow.state || goes_on {
         flow = Flow {
             seen_ns: now_ns,
             state,
@@ -167,6 +175,27 @@ pub fn remember_opened_by_pod<T: Tables>(
         headers.src_port_be,
     );
     touch_out(tables, endpoint, &key, true)
+}
+
+/// Key under which [`remember_forged`] remembers: no flow's, for no flow has this protocol.
+#[inline(always)]
+fn forged_key(slot: u32) -> FlowKey {
+    key(slot, (false, 0), [0; 4], 0, 0)
+}
+
+/// A packet in another's name has passed, because its pod is only audited. The node may bring it back to
+/// the pod, from whatever address and port translation leaves, and it must not open a flow then.
+#[inline(never)]
+pub fn remember_forged<T: Tables>(tables: &T, endpoint: &Endpoint) -> Result<(), Full> {
+    touch_out(tables, endpoint, &forged_key(endpoint.slot), true)
+}
+
+#[inline(always)]
+fn has_forged<T: Tables>(tables: &T, endpoint: &Endpoint, now_ns: u64) -> bool {
+    match tables.flow_out(&forged_key(endpoint.slot)) {
+        Some(flow) => stands(&flow, endpoint, now_ns, FORGED_NS),
+        None => false,
+    }
 }
 
 /// A packet to the pod: remembers the flow if it is opened from outside, and its end.
@@ -214,6 +243,9 @@ pub fn to_pod<T: Tables>(tables: &T, endpoint: &Endpoint, headers: &Headers) {
     // An answer to what the pod itself has opened opens nothing.
     if !matches!(headers.proto, ICMP | ICMPV6) && out_stands(tables, endpoint, &key, now_ns) {
         let _ = touch_out(tables, endpoint, &key, false);
+        return;
+    }
+    if has_forged(tables, endpoint, now_ns) {
         return;
     }
     tables.set_inbound(endpoint.slot, network(headers.v6, headers.src));

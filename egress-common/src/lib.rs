@@ -22,6 +22,7 @@ pub mod limits;
 pub mod maps;
 #[cfg(not(target_arch = "bpf"))]
 pub mod memory;
+pub mod offload;
 pub mod packet;
 pub mod reason;
 pub mod tables;

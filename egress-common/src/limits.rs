@@ -51,6 +51,9 @@ pub const TCP_CLOSED_NS: u64 = 120 * SECOND;
 pub const TCP_RESET_NS: u64 = 10 * SECOND;
 /// A flow opened by the pod is forgotten after this long without a packet in either direction.
 pub const OUT_IDLE_NS: u64 = 300 * SECOND;
+/// After a packet that a pod has sent in another's name, nothing that comes to it opens a flow for this
+/// long: that packet may come back. The node keeps none longer, but for fragments, of which each counts.
+pub const FORGED_NS: u64 = 5 * SECOND;
 /// Fragments that arrive later than this after their first one are dropped; RFC 8200's 60 s are
 /// for reassembly at the far end, on one node half of it is plenty.
 pub const FRAGMENT_NS: u64 = 30 * SECOND;

@@ -8,7 +8,8 @@ use crate::maps::{
     ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Fragment, FragmentKey, PrefixKey4, PrefixKey6,
     PrefixRule,
 };
-use crate::packet::{Address, Packet, Wire, bytes};
+use crate::offload::Unwritten;
+use crate::packet::{Address, Headers, Packet, Wire, bytes};
 use crate::tables::{Full, Tables};
 
 /// Bytes of the policy's number in front of a prefix, in bits.
@@ -129,6 +130,35 @@ impl Packet for Bytes<'_> {
 
     fn vlan_offloaded(&self) -> bool {
         false
+    }
+
+    fn spares(&self, _headers: &Headers) -> bool {
+        true
+    }
+}
+
+/// A frame in memory whose checksum is still to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsummed<'a> {
+    pub bytes: Bytes<'a>,
+    pub checksum: Unwritten,
+}
+
+impl Packet for Unsummed<'_> {
+    fn load<T: Wire>(&self, offset: usize) -> Option<T> {
+        self.bytes.load(offset)
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn vlan_offloaded(&self) -> bool {
+        self.bytes.vlan_offloaded()
+    }
+
+    fn spares(&self, headers: &Headers) -> bool {
+        self.checksum.spares(headers)
     }
 }
 

@@ -211,8 +211,12 @@ impl Model<'_> {
         } else {
             limits::TCP_IDLE_NS
         };
+        let mut forged: Option<u64> = None;
         for past in &self.past {
             let at = past.at;
+            if past.end == Some((Verdict::Audit, Reason::Spoofed)) {
+                touch(&mut forged, at);
+            }
             let in_stands = inbound.is_some_and(|seen| at - seen <= idle);
             let out_stands = outbound.is_some_and(|seen| at - seen <= out_idle);
             match past.step {
@@ -228,7 +232,7 @@ impl Model<'_> {
                         touch(&mut inbound, at);
                     } else if out_stands && kind != Kind::Echo {
                         touch(&mut outbound, at);
-                    } else {
+                    } else if forged.is_none_or(|seen| at - seen > limits::FORGED_NS) {
                         inbound = Some(at);
                     }
                 }

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use egress_common::decide::parts::Parts as _;
 use egress_common::event::HOOK_DEVICE;
-use egress_common::maps::{Config, Endpoint, MODE_OFF};
+use egress_common::maps::{Config, Endpoint, FLAG_FENCED, MARK_PASSED, MODE_OFF};
 use egress_common::packet::Headers;
 use egress_common::{Side, Verdict, decide};
 
@@ -49,10 +49,22 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     };
     report::outcome(&outcome, &headers, &endpoint, ctx.skb.len(), &place);
     match outcome.verdict {
-        Verdict::Pass | Verdict::Audit => NEXT,
+        Verdict::Pass | Verdict::Audit => {
+            if endpoint.flags & FLAG_FENCED != 0 {
+                mark_passed(ctx);
+            }
+            NEXT
+        }
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Reject => reject::answer(ctx, ifindex, outcome.reason, &headers),
     }
+}
+
+/// For the fence: what comes to it from this device without the mark has not been here.
+#[inline(always)]
+fn mark_passed(ctx: &TcContext) {
+    // SAFETY: the context is valid for as long as the program runs, and the field writable.
+    unsafe { (*ctx.skb.skb).mark |= MARK_PASSED };
 }
 
 /// On a device that may be a pod's, and is not known to be anybody's: the sender counts. Who is in no pod

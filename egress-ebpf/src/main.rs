@@ -41,6 +41,8 @@ mod report;
 mod sender;
 #[cfg(target_arch = "bpf")]
 mod skb;
+#[cfg(target_arch = "bpf")]
+mod unwritten;
 
 #[cfg(target_arch = "bpf")]
 mod programs {

@@ -63,8 +63,9 @@ fn add(place: &Place, counter: &mut u64, n: u64) {
 /// Of so many events left out, one looks at the clock: a flood of drops must not pay for it.
 const LOOK_EVERY: u64 = 16;
 
-/// Token bucket: a burst, and one event more for each interval.
-#[inline(always)]
+/// Token bucket: a burst, and one event more for each interval. A function of its own, so that the stack of
+/// the programs holds less.
+#[inline(never)]
 fn take_token(counters: &mut PodCounters, config: &Config) -> bool {
     if counters.tokens == 0 {
         let interval = u64::from(config.event_interval_ns);

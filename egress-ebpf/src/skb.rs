@@ -3,7 +3,9 @@
 use aya_ebpf::programs::sk_buff::SkBuff;
 #[cfg(not(feature = "in-parts"))]
 use egress_common::decide::parts::Parts;
-use egress_common::packet::{Packet, Wire};
+use egress_common::packet::{Headers, Packet, Wire};
+
+use crate::unwritten::unwritten;
 
 pub struct Skb<'a> {
     pub buffer: &'a SkBuff,
@@ -63,6 +65,17 @@ impl Packet for Skb<'_> {
     fn vlan_offloaded(&self) -> bool {
         // SAFETY: the context is valid for as long as the program runs, and the field readable.
         unsafe { (*self.buffer.skb).vlan_present != 0 }
+    }
+
+    // With the copy of the kernel's buffer, a stack of its own, which has ended when the rules need theirs.
+    #[cfg_attr(feature = "in-parts", inline(never))]
+    #[cfg_attr(not(feature = "in-parts"), inline(always))]
+    fn spares(&self, headers: &Headers) -> bool {
+        match unwritten(self.buffer.skb) {
+            Ok(Some(checksum)) => checksum.spares(headers),
+            Ok(None) => true,
+            Err(()) => false,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! path into them.
 
 use std::{
-    env, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     cmd::{Cmd, find_program, is_executable, say},
+    remap,
     tools::{self, BpfToolchain, rust_src::Source},
     workspace::Workspace,
 };
@@ -39,7 +40,7 @@ pub fn build_other_layout(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// The object in parts that belongs to one.
-pub fn in_parts(object: &Path) -> PathBuf {
+fn in_parts(object: &Path) -> PathBuf {
     object.with_file_name("egress-ebpf-in-parts.o")
 }
 
@@ -135,29 +136,8 @@ fn flags(workspace: &Workspace, toolchain: &BpfToolchain) -> Vec<String> {
         // bytes; nothing here needs a copy to keep the order of its bytes.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ];
-    // The last prefix that matches wins, so the more specific ones come later.
-    let prefixes = [
-        (cargo_home(), "/cargo"),
-        (Some(workspace.root.clone()), "/sallyport"),
-        (Some(library), "/rustc/library"),
-    ];
-    for (from, to) in prefixes {
-        let Some(from) = from else { continue };
-        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
-        // Cargo names files below the checkout relative to it.
-        if let Ok(relative) = from.strip_prefix(&workspace.root)
-            && relative != Path::new("")
-        {
-            flags.push(format!("--remap-path-prefix={}={to}", relative.display()));
-        }
-    }
+    flags.extend(remap::flags(workspace, (library, "/rustc/library")));
     flags
-}
-
-fn cargo_home() -> Option<PathBuf> {
-    env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
 }
 
 /// Drops DWARF, which the kernel does not read; BTF stays. Without a stripper the object is only
@@ -202,44 +182,6 @@ fn replace_if_changed(from: &Path, to: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tools::rustc::Rustc;
-
-    #[test]
-    fn a_source_below_the_checkout_is_mapped_by_both_its_names() {
-        let workspace = Workspace {
-            root: "/w".into(),
-            target: "/w/target".into(),
-            tools: "/w/target/tools".into(),
-        };
-        let library = PathBuf::from("/w/target/tools/rust-src/1.95.0/library");
-        let rustc = Rustc {
-            toolchain: None,
-            release: "1.95.0".into(),
-            commit: "59807616e".into(),
-            host: "x86_64-unknown-linux-gnu".into(),
-            llvm: 22,
-            sysroot: "/r".into(),
-        };
-        let toolchain = BpfToolchain {
-            rustc,
-            source: Source::Folder(library),
-            linker: "/l".into(),
-        };
-        let flags = flags(&workspace, &toolchain);
-        let position = |wanted: &str| {
-            flags
-                .iter()
-                .position(|flag| flag == &format!("--remap-path-prefix={wanted}"))
-                .expect("a flag")
-        };
-        let root = position("/w=/sallyport");
-        let absolute = position("/w/target/tools/rust-src/1.95.0/library=/rustc/library");
-        let relative = position("target/tools/rust-src/1.95.0/library=/rustc/library");
-        assert!(
-            root < absolute && root < relative,
-            "the last match wins: {flags:?}"
-        );
-    }
 
     #[test]
     fn an_unchanged_object_is_not_touched() {

@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod image;
 pub mod node;
 pub mod nri;
+mod remap;
 pub mod soak;
 pub mod test;
 pub mod tools;

@@ -70,14 +70,16 @@ fn main() -> ExitCode {
 
 /// Whether everything went well, for the verbs that report failures by themselves.
 fn run(cli: &Cli) -> Result<bool> {
-    // Inside a pod there is no workspace.
-    if let Verb::Node(inner) = &cli.verb {
-        return inner.run().map(|()| true);
+    // Inside a pod, or a machine of `vm`, there is no workspace.
+    match &cli.verb {
+        Verb::Node(inner) => return inner.run().map(|()| true),
+        Verb::Battery(args) => return battery::run(args),
+        _ => {}
     }
     let workspace = Workspace::find()?;
     match &cli.verb {
         Verb::Demo(args) => demo::run(&workspace, args),
-        Verb::Node(_) => unreachable!("it has been run"),
+        Verb::Node(_) | Verb::Battery(_) => unreachable!("it has been run"),
         Verb::Build(args) => binaries::run(&workspace, args).map(|()| true),
         Verb::Tools => tools::run(&workspace).map(|()| true),
         Verb::Crds(args) => crds::run(&workspace, args),
@@ -86,7 +88,6 @@ fn run(cli: &Cli) -> Result<bool> {
         Verb::Lint(args) => checks::run(&workspace, args).map(|()| true),
         Verb::Test(args) => test::run(&workspace, args),
         Verb::Soak(args) => soak::run(&workspace, args),
-        Verb::Battery(args) => battery::run(&workspace, args),
         Verb::E2e(args) => e2e::run(&workspace, args),
         Verb::Vm(args) => vm::run(&workspace, args),
         Verb::Fuzz(args) => fuzz::run(&workspace, args),

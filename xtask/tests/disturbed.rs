@@ -77,6 +77,22 @@ mod needs_root {
         }
     }
 
+    fn fence(cluster: &Cluster, agent: &mut Agent) {
+        let nft = |script: &str| cluster.node.host().nft(script);
+        for table in ["inet sallyport", "bridge sallyport", "arp sallyport"] {
+            let list = format!("list chain {table} passed\n");
+            let stands = || nft(&list).is_ok_and(|it| it.contains("@fenced accept"));
+            assert!(stands(), "{table}");
+            for (what, script) in [
+                ("a table deleted", format!("delete table {table}\n")),
+                ("rules flushed", format!("flush chain {table} passed\n")),
+            ] {
+                let change = || nft(&script).map(drop).expect("nft");
+                undone(cluster, agent, "fence_changed", what, change, stands);
+            }
+        }
+    }
+
     fn place(cluster: &Cluster, agent: &mut Agent, pins: &Pins, ifindex: u32) {
         let link = pins.link(&format!("dev-{ifindex}-ingress"));
         let before = std::cell::RefCell::new((Vec::new(), None));
@@ -117,9 +133,16 @@ mod needs_root {
         let ifindex = cluster.node.host().within(index).expect("an index");
 
         hooks_and_entries(&cluster, &mut agent, &pins, ifindex);
+        fence(&cluster, &mut agent);
         place(&cluster, &mut agent, &pins, ifindex);
 
-        for kind in ["displaced", "device-hook", "cgroup-hook", "entries"] {
+        for kind in [
+            "displaced",
+            "device-hook",
+            "cgroup-hook",
+            "entries",
+            "fence",
+        ] {
             assert!(metrics.disturbances(&cluster, kind) > 0, "{kind}");
         }
         // It is as before, and the strangers' programs still run.

@@ -12,7 +12,9 @@ mod needs_root {
     use serde_json::{Value, json};
     use xtask::node::{Pod, PodSpec, objects, plan};
 
-    use super::support::held::{nothing_got_out, other_layout, under_traffic};
+    use super::support::held::{
+        nothing_got_out, other_layout, under_counted_traffic, under_traffic,
+    };
     use super::support::traffic::SECRET;
     use super::support::{Cluster, skipped};
 
@@ -159,7 +161,7 @@ mod needs_root {
         if skipped("with_a_full_disk_it_goes_on_and_says_so") {
             return;
         }
-        under_traffic("with_a_full_disk_it_goes_on_and_says_so", |cluster| {
+        under_counted_traffic("with_a_full_disk_it_goes_on_and_says_so", |cluster| {
             let run_dir = cluster.run_dir();
             let tmpfs = Some("tmpfs");
             let size = Some("size=8k");

@@ -11,7 +11,7 @@ mod needs_root {
     use nix::unistd::Pid;
     use xtask::node::{Pod, PodSpec, Process, objects, plan};
 
-    use super::support::held::under_traffic;
+    use super::support::held::under_counted_traffic;
     use super::support::traffic::{SECRET, tries};
     use super::support::{Agent, Cluster};
 
@@ -44,7 +44,7 @@ mod needs_root {
 
     #[test]
     fn renamed_under_traffic_it_is_the_same() {
-        under_traffic("renamed_under_traffic_it_is_the_same", |cluster| {
+        under_counted_traffic("renamed_under_traffic_it_is_the_same", |cluster| {
             let mut agent = cluster.agent(true);
             let before = covered(cluster, &mut agent, &cluster.web);
             let (host, device) = (cluster.node.host(), cluster.web.device());
@@ -67,7 +67,7 @@ mod needs_root {
 
     #[test]
     fn moved_or_hooked_anew_it_lets_nothing_out() {
-        under_traffic("moved_or_hooked_anew_it_lets_nothing_out", |cluster| {
+        under_counted_traffic("moved_or_hooked_anew_it_lets_nothing_out", |cluster| {
             let mut agent = cluster.agent(true);
             let pod = guest(cluster, "guest", 30);
             let first = covered(cluster, &mut agent, &pod);

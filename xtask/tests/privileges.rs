@@ -228,6 +228,33 @@ mod needs_root {
         agent.stop();
     }
 
+    /// As the chart's `uninstall` does, in the agent's place: with hooks on devices, which it looks for.
+    #[test]
+    fn uninstalling_takes_no_more_than_the_charts_rights() {
+        if skipped("uninstalling_takes_no_more_than_the_charts_rights") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let flags = confined(&cluster, &RIGHTS.capabilities);
+        let mut agent = cluster.agent_confined(&flags);
+        agent.wait(&cluster, "its first ready", Cluster::ready);
+        let tables = |cluster: &Cluster| {
+            let tables = cluster.node.host().nft("list tables\n").expect("nft");
+            tables.matches("sallyport").count()
+        };
+        agent.wait(&cluster, "fence and gate", |cluster| {
+            (tables(cluster) == 6).then_some(())
+        });
+        agent.stop();
+        let (code, told) = cluster.egressctl_confined(&flags, &["status"]);
+        assert_eq!(code, Some(0), "{told}");
+        let (code, told) = cluster.egressctl_confined(&flags, &["uninstall", "--yes"]);
+        assert_eq!(code, Some(0), "{told}");
+        assert!(!cluster.node.bpffs().join("sallyport").exists());
+        assert_eq!(tables(&cluster), 0);
+    }
+
     #[test]
     fn no_capability_of_the_chart_is_too_much() {
         if skipped("no_capability_of_the_chart_is_too_much") {

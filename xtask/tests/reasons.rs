@@ -149,8 +149,13 @@ mod needs_root {
                         ipv4(ratings4, UDP, 0x2000, &[], &udp(9080, b"12345678")),
                     ),
                     (IPV4, ipv4(ratings4, UDP, 0x0002, &[], b"12345678")),
-                    plain6(ratings6, 44, &part6(UDP, 1, &udp(9080, b"12345678"))),
-                    plain6(ratings6, 44, &part6(UDP, 0x10, b"12345678")),
+                    // Behind whatever transport header there is.
+                    plain6(
+                        ratings6,
+                        44,
+                        &part6(UDP, 1, &udp(9080, b"1234567812345678")),
+                    ),
+                    plain6(ratings6, 44, &part6(UDP, 0x18, b"12345678")),
                 ],
                 also: Some(Reason::Cluster),
             },

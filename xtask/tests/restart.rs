@@ -11,12 +11,12 @@ mod needs_root {
     use serde_json::json;
     use xtask::node::{objects, plan};
 
-    use super::support::held::under_traffic;
+    use super::support::held::{under_counted_traffic, under_traffic};
     use super::support::{Cluster, skipped};
 
     #[test]
     fn a_restart_with_unchanged_state_writes_nothing() {
-        under_traffic("a_restart_with_unchanged_state_writes_nothing", |cluster| {
+        under_counted_traffic("a_restart_with_unchanged_state_writes_nothing", |cluster| {
             for _ in 0..3 {
                 let agent = cluster.agent(true);
                 let (_, writes) = cluster.ready().expect("ready");
@@ -29,7 +29,7 @@ mod needs_root {
 
     #[test]
     fn a_broken_file_is_told_and_changes_nothing() {
-        under_traffic("a_broken_file_is_told_and_changes_nothing", |cluster| {
+        under_counted_traffic("a_broken_file_is_told_and_changes_nothing", |cluster| {
             let mut agent = cluster.agent(true);
             let broken = "apiVersion: sallyport.dev/v1alpha1\nkind: EgressLockdown\n\
                           metadata:\n  name: bookinfo\nspec:\n  mode: Sometimes\n";

@@ -11,7 +11,7 @@ mod needs_root {
     use xtask::node::{Pod, PodSpec, objects};
 
     use super::support::Cluster;
-    use super::support::held::{Random, number, under_traffic};
+    use super::support::held::{Random, number, under_counted_traffic};
     use super::support::traffic::tries;
 
     /// The first agents live at most this much longer than one takes to be ready, in percent.
@@ -30,7 +30,7 @@ mod needs_root {
     #[test]
     fn killed_at_any_moment_it_holds() {
         let kills = number("SALLYPORT_KILLS", 40);
-        under_traffic("killed_at_any_moment_it_holds", |cluster| {
+        under_counted_traffic("killed_at_any_moment_it_holds", |cluster| {
             let mut random = Random::new();
             let begun = Instant::now();
             let agent = cluster.agent(true);

@@ -7,13 +7,13 @@ mod needs_root {
     use std::fs;
     use std::net::{SocketAddr, UdpSocket};
 
-    use serde_json::json;
+    use serde_json::{Value, json};
     use xtask::node::wire::Wire;
     use xtask::node::{Pod, PodSpec, objects, plan};
 
     use super::support::held::number;
     use super::support::stranger::Pins;
-    use super::support::{Agent, Cluster, skipped};
+    use super::support::{Agent, Cluster, find, skipped};
 
     /// Pods that are started one after the other.
     const STARTS: u64 = 1000;
@@ -128,6 +128,66 @@ mod needs_root {
         let out = out.iter().map(|it| String::from_utf8_lossy(&it.payload));
         let out: Vec<_> = out.filter(|it| it.contains("first")).collect();
         assert_eq!(out, [""; 0], "of {starts} pods");
+        agent.stop();
+    }
+
+    /// Packets that the gate for devices has dropped.
+    fn at_the_gate(cluster: &Cluster) -> u64 {
+        let (_, status) = cluster.egressctl(&["status"]);
+        let dropped = find(&status, "gate").and_then(|gate| find(gate, "droppedPackets"));
+        dropped.and_then(Value::as_u64).expect("a gate")
+    }
+
+    #[test]
+    fn nothing_leaves_by_a_device_that_comes_while_no_agent_runs() {
+        if skipped("nothing_leaves_by_a_device_that_comes_while_no_agent_runs") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let other = PodSpec::new("other", "nobodys", 70);
+        cluster
+            .state
+            .apply(&objects::pod(&other))
+            .expect("write it");
+        let known = cluster.node.pod(&other).expect("a pod");
+        let mut agent = cluster.agent(true);
+        let wire = cluster.node.wire().expect("a recorder");
+        agent.wait(&cluster, "a closed gate", |cluster| {
+            let (_, status) = cluster.egressctl(&["status"]);
+            let families = find(&status, "gate").and_then(|gate| find(gate, "families"))?;
+            (families.as_array()?.len() == 3).then_some(())
+        });
+        agent.kill();
+        let (mark, before) = (wire.mark(), at_the_gate(&cluster));
+        let spec = PodSpec::new("other", "newcomer", 71);
+        let newcomer = cluster.node.pod(&spec).expect("a pod");
+        frame(&newcomer, "of a new pod");
+        datagram(&newcomer, "of a new pod");
+        by_a_stranger(&newcomer, "of a new pod's sandbox");
+        frame(&known, "of a known pod");
+        datagram(&known, "of a known pod");
+        assert_eq!(seen(&wire, mark, "of a new pod"), 0);
+        assert_eq!(seen(&wire, mark, "of a known pod"), 2, "nobody holds it");
+        assert!(at_the_gate(&cluster) > before, "it is counted");
+
+        // The next agent lets it through, before and after it knows whose it is.
+        let mut agent = cluster.agent(true);
+        hooked(&cluster, &mut agent, &newcomer, &["ingress"]);
+        let mark = wire.mark();
+        agent.wait(&cluster, "an open gate", |_| {
+            by_a_stranger(&newcomer, "of a stranger");
+            (seen(&wire, mark, "of a stranger") > 0).then_some(())
+        });
+        frame(&newcomer, "of an unknown pod");
+        assert_eq!(seen(&wire, mark, "of an unknown pod"), 0);
+        agent.declare(&cluster, || {
+            cluster.state.apply(&objects::pod(&spec)).expect("write it");
+        });
+        hooked(&cluster, &mut agent, &newcomer, &[]);
+        let mark = wire.mark();
+        frame(&newcomer, "it is known");
+        assert_eq!(seen(&wire, mark, "it is known"), 1, "nobody holds it");
         agent.stop();
     }
 

@@ -17,7 +17,9 @@ use super::gateways::Gateways;
 use super::options::{Options, Outbound};
 use super::own_pod;
 use super::run_dir::{LAST_GOOD, Ready, RunDir};
+use super::static_pods;
 use super::status::Board;
+use super::turning::Turning;
 use crate::compile::{self, Compiled, DesiredState};
 use crate::datapath::maps::text;
 use crate::datapath::{DeviceHooks, Kernel, Observed};
@@ -54,6 +56,7 @@ pub struct Core {
     synced: watch::Sender<bool>,
     /// Whether a hook on a new device stops nobody that is known.
     armed: Arc<AtomicBool>,
+    turning: Turning,
     pub(super) observed: Observed,
     pub(super) status: NodeStatus,
     writes: u64,
@@ -101,6 +104,7 @@ impl Core {
                 pod_cidrs: options.pod_cidrs.clone(),
                 cluster_name: options.cluster_name.clone(),
                 allow_any: options.outbound_policy == Outbound::AllowAny,
+                node_local_dns: options.node_local_dns.clone(),
                 ..compile::Settings::default()
             },
             calendar: Calendar::default(),
@@ -117,6 +121,7 @@ impl Core {
             nri: Arc::default(),
             synced: watch::Sender::new(false),
             armed: Arc::default(),
+            turning: Turning::default(),
             observed,
             status: NodeStatus::default(),
             writes: 0,
@@ -136,6 +141,11 @@ impl Core {
         self.index.inherit(heritage);
     }
 
+    /// The loop goes round.
+    pub(super) fn goes_round(&self) {
+        self.metrics.goes_round();
+    }
+
     /// Takes new objects, if there are any, looks at the node, and brings the kernel and the
     /// gateways in step with both.
     pub fn pass(&mut self, update: Option<Update>) -> Result<Outcome> {
@@ -145,6 +155,7 @@ impl Core {
         self.compile(changed);
         self.bequeath(changed);
         if self.is_held_back() {
+            self.let_static_pods_through();
             self.synced.send_replace(false);
             self.run_dir.unset_ready()?;
             self.board.publish_held_back();
@@ -159,10 +170,12 @@ impl Core {
         let failures = report.failures.len() + report.refused.len();
         self.metrics
             .reconciled(start.elapsed(), report.writes, failures as u64);
+        self.cut_diverted();
         let gateways_held_back = self.serve_gateways();
         self.log_failures(&report);
         self.writes += report.writes;
         self.tell_found(&report.found);
+        self.tell_left_out(&report.observed.shared);
         let errors = report.errors();
         let synced = report.in_sync() && !gateways_held_back;
         self.observed = report.observed;
@@ -198,6 +211,26 @@ impl Core {
             incomplete: self.incomplete(),
             next_change: self.compiled.next_change,
         })
+    }
+
+    /// For a while after objects have changed.
+    fn cut_diverted(&mut self) {
+        if self.turning.is_due(Instant::now()) {
+            let desired = &self.compiled.desired;
+            self.reconciler.executor.cut_diverted(desired);
+        }
+    }
+
+    /// For as long as there are no passes, or they must change nothing else.
+    pub fn let_static_pods_through(&mut self) {
+        let kernel = &mut self.reconciler.executor;
+        match static_pods::let_through(kernel, self.scout.kubepods()) {
+            // Else it would look like somebody else's doing.
+            Ok(made) => self.observed.cgroups.extend(made),
+            Err(error) => {
+                tracing::error!(event = "static_pods_denied", error = format!("{error:#}"));
+            }
+        }
     }
 
     /// Whether there is something to compile.
@@ -319,6 +352,7 @@ impl Core {
             return;
         }
         self.settings.local_addresses = local;
+        self.turning.begin(Instant::now());
         self.gateways.compile(&self.index);
         let admits = |account: &Key| self.gateways.admits(account);
         self.compiled = compile::compile(&self.index, &self.settings, &admits, now);
@@ -443,7 +477,7 @@ impl Core {
     /// Names what was brought about: the desired state and the gateways' policy.
     fn revision(&self) -> String {
         let mut hash = Sha256::new();
-        let DesiredState { pods, policies } = &self.compiled.desired;
+        let DesiredState { pods, policies, .. } = &self.compiled.desired;
         hash.update(format!("{pods:?}"));
         for digest in policies.keys() {
             hash.update(digest);

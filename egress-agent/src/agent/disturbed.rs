@@ -21,6 +21,8 @@ enum Disturbance {
     Cgroup(CgroupHook),
     /// Entries of this map are gone or others than they were.
     Entries(&'static str),
+    /// The fence is not as it was, or not there.
+    Fence,
 }
 
 impl Disturbance {
@@ -30,6 +32,7 @@ impl Disturbance {
             Self::Device(..) => "device-hook",
             Self::Cgroup(_) => "cgroup-hook",
             Self::Entries(_) => "entries",
+            Self::Fence => "fence",
         }
     }
 }
@@ -59,6 +62,9 @@ impl fmt::Display for Disturbance {
                     "somebody changed entries of {map}; they are written again"
                 )
             }
+            Self::Fence => f.write_str(
+                "somebody changed the tables `sallyport` of nf_tables; they are set up again",
+            ),
         }
     }
 }
@@ -102,6 +108,7 @@ impl Core {
                 Disturbance::Displaced(..) => "hook_displaced",
                 Disturbance::Device(..) | Disturbance::Cgroup(_) => "hook_lost",
                 Disturbance::Entries(_) => "entries_changed",
+                Disturbance::Fence => "fence_changed",
             };
             tracing::warn!(event, kind = disturbance.kind(), "{disturbance}");
             self.tell(disturbance);
@@ -117,6 +124,7 @@ impl Core {
             Disturbance::Entries(_) => {
                 return self.board.notice(self.of_node("EntriesChanged", note));
             }
+            Disturbance::Fence => return self.board.notice(self.of_node("FenceChanged", note)),
         };
         let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
         if let Some(pod) = self.status.pods.iter().find(has) {
@@ -171,6 +179,9 @@ fn disturbances(
         if was.stands() && !stands.is_some_and(LinkState::stands) {
             found.push(Disturbance::Cgroup(*hook));
         }
+    }
+    if before.fence.is_some() && now.fence.is_some() && before.fence != now.fence {
+        found.push(Disturbance::Fence);
     }
     let entries = [
         (name::CONFIG, before.config == now.config),
@@ -251,6 +262,15 @@ mod tests {
         assert_eq!(found(&before, &now), []);
         before.damaged.remove(&3);
         assert_eq!(found(&before, &now), entries);
+        let mut now = before.clone();
+        let fence = crate::fence::State::default();
+        now.fence = Some(fence.clone());
+        assert_eq!(found(&before, &now), []);
+        before.fence = Some(crate::fence::State {
+            stands: true,
+            ..fence
+        });
+        assert_eq!(found(&before, &now), [Disturbance::Fence]);
         let mut now = before.clone();
         now.mismarked.insert(4711);
         let marks = [Disturbance::Entries("sp_covered")];

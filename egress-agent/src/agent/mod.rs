@@ -7,6 +7,7 @@ mod calendar;
 mod conntrack;
 mod core;
 mod disturbed;
+mod fence;
 pub mod gateway_status;
 mod gateways;
 mod newcomers;
@@ -18,8 +19,10 @@ mod program;
 mod run_dir;
 mod source;
 pub mod startup_taint;
+mod static_pods;
 pub mod status;
 mod telling;
+mod turning;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,13 +32,13 @@ use anyhow::{Context, Result};
 use k8s_openapi::jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 pub use self::core::{Core, Outcome};
 pub use conntrack::Conntrack;
 pub use options::{
-    ClientBinding, GatewayAuthz, HooksChoice, LogFormat, NriSocket, Options, Outbound, Source,
-    TlsMin, UnknownPods,
+    ClientBinding, GatewayAuthz, Gloo, HooksChoice, LogFormat, NriSocket, Options, Outbound,
+    Source, TlsMin, UnknownPods,
 };
 pub use program::main;
 pub use run_dir::{LAST_GOOD, Ready, RunDir};
@@ -45,7 +48,7 @@ use crate::datapath::{Datapath, Kernel};
 use crate::node::{Kubepods, Scout, Watcher};
 use crate::nri;
 use crate::policy_server::xds::XdsStatus;
-use crate::source::kubernetes;
+use crate::source::{Updates, kubernetes};
 use crate::telemetry::{Consumer, Hub, Metrics, http, socket};
 use gateways::Gateways;
 use status::{Board, Telling, Terms};
@@ -87,14 +90,14 @@ pub async fn run(options: Options) -> Result<()> {
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), device_hooks = hooks.name(), instructions = ?datapath.verified_instructions()
     );
-    let mut kernel = Kernel::new(datapath, Box::new(Conntrack::default()));
+    let mut kernel = Kernel::new(datapath, Box::<Conntrack>::default()).with_fence(fence::open());
     own_pod::let_through(&mut kernel, &kubepods)?;
     let gateways = Gateways::new(&options);
     let pinned = Pinned::open(&options.bpffs)?;
     let metrics = Metrics::new(Some(pinned.clone()));
     let mut tasks = telemetry(&options, pinned, run_dir.path(), &metrics).await?;
     let status = XdsStatus::default();
-    let (board, telling) = tell_api_server(&options, &status, &mut tasks).await?;
+    let (board, telling) = tell_api_server(&options, &status, &metrics, &mut tasks).await?;
     let policy_server = policy::serve(
         &options,
         run_dir.path(),
@@ -108,14 +111,13 @@ pub async fn run(options: Options) -> Result<()> {
     let mut asked = core.nri().changes();
     begin_of_pods(&options, &core, &mut tasks).await?;
 
-    let mut place_check = interval(PLACE_CHECK);
-    place_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut place_check = place_check();
     let mut retry = Retry::default();
     // Sync first: what the kernel holds stands until everything was read once.
     let mut stop = tokio::select! {
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,
-        changed = updates.changed() => changed.map(|()| false)?,
+        first = first_objects(&mut updates, &mut core) => first.map(|()| false)?,
     };
     let mut fresh = Some(updates.take());
     while !stop {
@@ -132,6 +134,7 @@ pub async fn run(options: Options) -> Result<()> {
         watcher.looked(outcome.incomplete);
         let again = retry.next(outcome.failed, outcome.next_change);
         stop = loop {
+            core.goes_round();
             tokio::select! {
                 _ = terminate.recv() => break true,
                 _ = interrupt.recv() => break true,
@@ -172,10 +175,30 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
+fn place_check() -> Interval {
+    let mut ticks = interval(PLACE_CHECK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Waits until everything was read once, however long that takes, and goes round meanwhile.
+async fn first_objects(updates: &mut Updates, core: &mut Core) -> Result<()> {
+    let mut tick = place_check();
+    loop {
+        core.goes_round();
+        tokio::task::block_in_place(|| core.let_static_pods_through());
+        tokio::select! {
+            changed = updates.changed() => return Ok(changed?),
+            _ = tick.tick() => {}
+        }
+    }
+}
+
 /// Starts what tells the API server what became of its objects, where they come from one.
 async fn tell_api_server(
     options: &Options,
     status: &XdsStatus,
+    metrics: &Metrics,
     tasks: &mut JoinSet<()>,
 ) -> Result<(Board, Option<Telling>)> {
     if options.source != Source::Kubernetes {
@@ -183,7 +206,8 @@ async fn tell_api_server(
     }
     let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
     let node = options.node_name.clone();
-    let (board, following) = Board::new();
+    let (board, mut following) = Board::new();
+    following.without_agent = metrics.nodes_without_agent();
     let telling = Telling::begin(client.clone(), &node, Terms::default(), following);
     if options.policy_address.is_some() {
         tasks.spawn(gateway_status::follow(client, node, status.follow()));
@@ -193,8 +217,13 @@ async fn tell_api_server(
 
 /// Starts what keeps pods from beginning before their hooks stand.
 async fn begin_of_pods(options: &Options, core: &Core, tasks: &mut JoinSet<()>) -> Result<()> {
-    if let Some(early) = core.reconciler.executor.datapath.early()? {
-        newcomers::follow(early, core.armed())?;
+    let means = newcomers::Means {
+        early: core.reconciler.executor.datapath.early()?,
+        gate: newcomers::gate(options.unknown_pods),
+        armed: core.armed(),
+    };
+    if means.early.is_some() || means.gate.is_some() {
+        newcomers::follow(means)?;
     }
     if let Some(settings) = options.nri() {
         tasks.spawn(nri::follow(settings, core.nri(), core.nri_metrics()));

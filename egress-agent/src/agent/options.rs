@@ -1,6 +1,6 @@
 //! What the agent can be told on its command line or in its environment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use egress_common::maps::{MODE_ENFORCE, MODE_OFF};
 use ipnet::IpNet;
 
+use crate::compile::NODE_LOCAL_DNS;
 use crate::datapath::DeviceHooks;
 use crate::gateway::OutboundPolicy;
 use crate::gateway::envoy::Authorization;
@@ -40,6 +41,10 @@ pub struct Options {
     /// For --source kubernetes [default: $KUBECONFIG, or in a pod its service account].
     #[arg(long, env = "SALLYPORT_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Whether Gloo Mesh's kinds are read beside Sallyport's own; for --source kubernetes.
+    #[arg(long, env = "SALLYPORT_GLOO", value_enum, default_value_t = Gloo::Auto)]
+    pub gloo: Gloo,
 
     /// BPF file system; pins are below DIR/sallyport.
     #[arg(
@@ -119,6 +124,17 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub pod_cidrs: Vec<IpNet>,
+
+    /// Where node-local-dns listens on nodes that run it, for pods that may ask the cluster's DNS. May be
+    /// given several times.
+    #[arg(
+        long = "node-local-dns",
+        env = "SALLYPORT_NODE_LOCAL_DNS",
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_values_t = [NODE_LOCAL_DNS]
+    )]
+    pub node_local_dns: Vec<IpAddr>,
 
     /// Name of this cluster in selectors that give one [default: every name is this cluster].
     #[arg(long, env = "SALLYPORT_CLUSTER_NAME", value_name = "NAME")]
@@ -227,6 +243,14 @@ pub enum Source {
     Directory,
     /// The API server.
     Kubernetes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Gloo {
+    /// Where they are defined.
+    Auto,
+    /// Never; they are not asked for.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

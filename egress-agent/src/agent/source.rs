@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tokio::task::JoinSet;
 
-use super::options::{Options, Source};
+use super::options::{Gloo, Options, Source};
 use crate::index::Heritage;
 use crate::source::kubernetes::{self, Kubernetes, Pace};
 use crate::source::{Updates, YamlDir, feed};
@@ -45,6 +45,7 @@ pub async fn open(
                 cluster: options.cluster_name.clone(),
                 // Whose address it is only the policy server asks.
                 clients: options.policy_address.is_some(),
+                gloo: options.gloo == Gloo::Auto,
                 pace: Pace::default(),
             };
             let (mut source, updates) = Kubernetes::new(client, settings);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Error};
 use serde_json::{Value, json};
@@ -63,21 +64,51 @@ async fn remove_each(
     while let Some(node) = nodes.next().await {
         // A watch that breaks is taken up again by itself, and says so at each try.
         let Ok(node) = node else { continue };
-        let Some(patch) = removal(&node, key) else {
+        if removal(&node, key).is_none() {
             continue;
-        };
+        }
         if synced.wait_for(|synced| *synced).await.is_err() {
             return Ok(false);
         }
-        let request = http::Request::patch(format!("/api/v1/nodes/{name}"))
-            .header("Content-Type", "application/json-patch+json")
-            .header("Accept", "application/json")
-            .body(patch.to_string().into_bytes())
-            .map_err(Error::HttpError)?;
-        client.request::<Value>(request).await?;
+        take_off(client, &node, name, key).await?;
         tracing::info!(event = "startup_taint_removed", node = name, key);
         break;
     }
+    Ok(true)
+}
+
+/// Takes the taint off the node where no agent will any more; whether it was there.
+///
+/// # Errors
+/// If the API server can't be asked, or refuses.
+pub async fn remove(client: &Client, name: &str, key: &str) -> Result<bool, Error> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    // By a list of one, for which the agents have the right.
+    let only = ListParams::default().fields(&format!("metadata.name={name}"));
+    loop {
+        let found = nodes.list(&only).await?;
+        let Some(node) = found.items.first() else {
+            return Ok(false);
+        };
+        match take_off(client, node, name, key).await {
+            // Somebody else has changed the taints meanwhile.
+            Err(Error::Api(status)) if matches!(status.code, 409 | 422) => sleep(AGAIN).await,
+            removed => return removed,
+        }
+    }
+}
+
+/// Whether there was something to take off.
+async fn take_off(client: &Client, node: &Node, name: &str, key: &str) -> Result<bool, Error> {
+    let Some(patch) = removal(node, key) else {
+        return Ok(false);
+    };
+    let request = http::Request::patch(format!("/api/v1/nodes/{name}"))
+        .header("Content-Type", "application/json-patch+json")
+        .header("Accept", "application/json")
+        .body(patch.to_string().into_bytes())
+        .map_err(Error::HttpError)?;
+    client.request::<Value>(request).await?;
     Ok(true)
 }
 

@@ -35,6 +35,21 @@ impl Core {
         self.failures = failures;
     }
 
+    /// Says which devices the fence can't be closed for, once.
+    pub(super) fn tell_left_out(&self, now: &BTreeSet<u32>) {
+        if self.observed.fence.is_none() {
+            return;
+        }
+        for ifindex in now.difference(&self.observed.shared) {
+            tracing::warn!(
+                event = "fence_left_out",
+                ifindex,
+                "somebody else's program sees what comes in by this device, too, and might take off the mark of \
+                 ours: what the kernel hands on past both is not stopped"
+            );
+        }
+    }
+
     /// Logs who became covered or uncovered, and writes the status file if it is news.
     pub(super) fn publish(&mut self, status: NodeStatus) -> Result<()> {
         let before: BTreeMap<&str, (Coverage, Option<&String>)> = self

@@ -152,17 +152,25 @@ pub const MAX_FINDINGS: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeCounts {
-    /// Nodes that run an agent.
+    /// Nodes whose agent reports.
     pub total: u32,
     /// Nodes whose kernel holds this generation.
     pub realized: u32,
     /// When the last of them came to hold it; absent while some don't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
+    /// Nodes that run Linux and from which no agent reports: their pods may not be held.
+    #[serde(skip_serializing_if = "is_none")]
+    pub without_agent: u32,
     /// Names of nodes that don't, the first few.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("maxItems" = MAX_BEHIND))]
     pub behind: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// As many nodes as a status names.

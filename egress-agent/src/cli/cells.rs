@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{
-    DENY_DROP, DENY_REJECT, FLAG_COVERED, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS, MODE_AUDIT,
-    MODE_ENFORCE, MODE_OFF, NO_RULE, PodCounters,
+    DENY_DROP, DENY_REJECT, FLAG_COVERED, FLAG_FENCED, FLAG_HOST_NETWORK, FLAG_NODE_ACCESS,
+    MODE_AUDIT, MODE_ENFORCE, MODE_OFF, NO_RULE, PodCounters,
 };
 use egress_common::{Reason, Verdict};
 use serde_json::Value;
@@ -108,12 +108,13 @@ impl<'a> Names<'a> {
             (FLAG_HOST_NETWORK, "host-network"),
             (FLAG_COVERED, "covered"),
             (FLAG_NODE_ACCESS, "node-access"),
+            (FLAG_FENCED, "fenced"),
         ] {
             if flags & flag != 0 {
                 names.push(name.to_owned());
             }
         }
-        let rest = flags & !(FLAG_HOST_NETWORK | FLAG_COVERED | FLAG_NODE_ACCESS);
+        let rest = flags & !(FLAG_HOST_NETWORK | FLAG_COVERED | FLAG_NODE_ACCESS | FLAG_FENCED);
         if rest != 0 {
             names.push(format!("{rest:#x}"));
         }

@@ -11,6 +11,7 @@ use super::Globals;
 use super::agent::{self, AgentState};
 use super::cgroups::{self, Place};
 use crate::datapath::pinned::{HookTarget, HookedDevice, Pinned, PinnedHook};
+use crate::fence::{Facts, Fence, Part};
 use crate::telemetry::decode::text;
 
 /// All of it, as plain data.
@@ -34,6 +35,9 @@ pub struct Snapshot {
     pub hooks: Vec<PinnedHook>,
     /// By interface index; only those of this network namespace.
     pub hooked: BTreeMap<u32, HookedDevice>,
+    /// None where the kernel has no `nf_tables`, or may not be asked.
+    pub fence: Option<Facts>,
+    pub gate: Option<Facts>,
     /// By cgroup id; none if there is no cgroup2 mount to look at.
     pub places: Option<BTreeMap<u64, Place>>,
 }
@@ -68,6 +72,8 @@ impl Snapshot {
                 .collect(),
             counters: pinned.counters(pods.keys().copied().chain([0]))?,
             hooked: Pinned::hooked_devices(&hooks),
+            fence: Fence::facts(Part::Fence).ok(),
+            gate: Fence::facts(Part::Gate).ok(),
             places: cgroups::find(&ids),
             pods,
             hooks,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use egress_common::maps::MODE_ENFORCE;
 use serde::Serialize;
 
 use super::output::{Part, Table, View, values};
@@ -10,6 +11,7 @@ use super::pods::{Coverage, Device, Pod, pods};
 use super::snapshot::Snapshot;
 use crate::datapath::DeviceHooks;
 use crate::datapath::pinned::HookTarget;
+use crate::fence::{Facts, Family};
 use crate::policy_server::xds::NodeState;
 
 /// Pins of the hooks on kubepods, and their programs.
@@ -32,6 +34,12 @@ pub struct Status {
     pub pins: String,
     /// How hooks on devices are attached; none while there are none.
     pub device_hooks: Vec<DeviceHooks>,
+    /// What is behind the hooks; none where the kernel has no `nf_tables`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Behind>,
+    /// What new devices meet; none where the kernel has no `nf_tables`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// Cgroup that the hooks are on; empty if it can't be found.
     pub kubepods: String,
     pub hooks: Vec<Hook>,
@@ -67,6 +75,29 @@ pub struct Hook {
     pub program_tag: String,
     /// Id of the cgroup; 0 if it is not attached.
     pub cgroup: u64,
+}
+
+/// The fence behind the hooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Behind {
+    pub families: BTreeSet<Family>,
+    /// Interface indices of enforced devices that it is closed for.
+    pub devices: BTreeSet<u32>,
+    /// Of those that it is not closed for: what the kernel hands on past their hooks is not stopped.
+    pub left_out: BTreeSet<u32>,
+    /// What no hook had passed.
+    pub dropped_packets: u64,
+}
+
+/// The gate for devices that no agent has looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// In which it is closed.
+    pub families: BTreeSet<Family>,
+    /// What has come from such devices.
+    pub dropped_packets: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -118,6 +149,11 @@ pub fn status(snapshot: &Snapshot) -> Status {
         kernel: snapshot.kernel.clone(),
         pins: snapshot.pins.display().to_string(),
         device_hooks: device_hooks(snapshot),
+        fence: snapshot.fence.as_ref().map(|facts| behind(snapshot, facts)),
+        gate: snapshot.gate.as_ref().map(|facts| Gate {
+            families: facts.families.clone(),
+            dropped_packets: facts.dropped.values().sum(),
+        }),
         kubepods: place
             .map(|place| place.path.display().to_string())
             .unwrap_or_default(),
@@ -146,6 +182,18 @@ impl From<Pod> for PodStatus {
 fn device_hooks(snapshot: &Snapshot) -> Vec<DeviceHooks> {
     let ways: BTreeSet<DeviceHooks> = snapshot.hooks.iter().filter_map(|hook| hook.way).collect();
     ways.into_iter().collect()
+}
+
+fn behind(snapshot: &Snapshot, facts: &Facts) -> Behind {
+    let enforced = snapshot.devices.iter();
+    let enforced = enforced.filter(|(_, endpoint)| endpoint.mode == MODE_ENFORCE);
+    let enforced: BTreeSet<u32> = enforced.map(|(ifindex, _)| *ifindex).collect();
+    Behind {
+        families: facts.families.clone(),
+        left_out: &enforced - &facts.devices,
+        devices: &enforced & &facts.devices,
+        dropped_packets: facts.dropped.values().sum(),
+    }
 }
 
 fn hook(snapshot: &Snapshot, pin: &str, program: &'static str) -> Hook {
@@ -185,6 +233,38 @@ fn counts(snapshot: &Snapshot, pods: &[Pod]) -> Counts {
     }
 }
 
+fn names(families: &BTreeSet<Family>) -> String {
+    let families: Vec<&str> = families.iter().map(|it| it.name()).collect();
+    families.join(", ")
+}
+
+impl Gate {
+    fn line(&self) -> String {
+        let state = if self.families.is_empty() {
+            "open to new devices".to_owned()
+        } else {
+            format!("closed to new devices ({})", names(&self.families))
+        };
+        format!("{state}, {} packets dropped", self.dropped_packets)
+    }
+}
+
+impl Behind {
+    fn line(&self) -> String {
+        let families = if self.families.is_empty() {
+            "down".to_owned()
+        } else {
+            names(&self.families)
+        };
+        let (closed, out) = (self.devices.len(), self.left_out.len());
+        format!(
+            "{families}; closed for {closed} of {} enforced devices, {} packets dropped",
+            closed + out,
+            self.dropped_packets
+        )
+    }
+}
+
 impl Status {
     /// Every held pod is covered, and every hook on kubepods stands.
     pub fn is_well(&self) -> bool {
@@ -214,8 +294,11 @@ impl Status {
         } else {
             format!("hooked by {}", ways.join(" and "))
         };
+        let none = || "none: the kernel has no nf_tables".to_owned();
+        let fence = self.fence.as_ref().map_or_else(none, Behind::line);
+        let gate = self.gate.as_ref().map_or_else(none, Gate::line);
         format!(
-            "agent     {agent}\nkernel    {}\npins      {}\ndevices   {ways}\nkubepods  {kubepods}",
+            "agent     {agent}\nkernel    {}\npins      {}\ndevices   {ways}\nfence     {fence}\ngate      {gate}\nkubepods  {kubepods}",
             self.kernel, self.pins
         )
     }

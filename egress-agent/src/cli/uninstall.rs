@@ -10,8 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::output::{Part, Table, View};
 use super::{Globals, agent, print};
-use crate::agent::{LAST_GOOD, status};
-use crate::datapath::pinned::{Pinned, PinnedError};
+use crate::agent::{LAST_GOOD, startup_taint, status};
+use crate::datapath::pinned::{HookTarget, Pinned, PinnedError, PinnedHook};
+use crate::fence::{self, Fence};
 use crate::source::kubernetes;
 
 /// The kernel frees programs a moment after their last user has gone.
@@ -42,6 +43,9 @@ pub struct Args {
     /// agents' Lease
     #[arg(long, value_name = "NODE")]
     report_of: Option<String>,
+    /// And take the startup taint with this key off that node, which no agent will do any more
+    #[arg(long, env = "SALLYPORT_STARTUP_TAINT_KEY", value_name = "KEY")]
+    startup_taint_key: Option<String>,
 }
 
 pub fn run(globals: &Globals, args: &Args) -> Result<()> {
@@ -52,7 +56,9 @@ pub fn run(globals: &Globals, args: &Args) -> Result<()> {
         }
         pinned => uninstall(globals, args, pinned?)?,
     };
-    let withdrawn = args.report_of.as_deref().map_or(Ok(Vec::new()), withdraw);
+    let taint = args.startup_taint_key.as_deref();
+    let report_of = args.report_of.as_deref();
+    let withdrawn = report_of.map_or(Ok(Vec::new()), |node| withdraw(node, taint));
     removed.extend(withdrawn.iter().flatten().cloned());
     if !removed.is_empty() {
         print(globals, &view(&removed))?;
@@ -74,21 +80,32 @@ fn wait_for_the_end() -> Result<()> {
     Ok(())
 }
 
-/// Takes back what this node's agent has told the API server of itself.
-fn withdraw(node: &str) -> Result<Vec<String>> {
+/// Takes back what this node's agent has told the API server of itself, and what it would have taken
+/// off its node.
+fn withdraw(node: &str, taint: Option<&str>) -> Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("can't start the runtime")?;
     let asked = async {
         let client = kubernetes::client(None).await?;
-        anyhow::Ok(status::withdraw(client, node).await?)
+        let mut gone = Vec::new();
+        // First, for the node's sake.
+        if let Some(key) = taint
+            && startup_taint::remove(&client, node, key).await?
+        {
+            gone.push(format!("taint/{key}"));
+        }
+        gone.extend(status::withdraw(client, node).await?);
+        anyhow::Ok(gone)
     };
     let answer = runtime.block_on(async { tokio::time::timeout(ANSWERS, asked).await });
     answer
         .context("it does not answer")
         .flatten()
-        .with_context(|| format!("can't delete the report of {node} from the API server"))
+        .with_context(|| {
+            format!("can't take the report of {node} and its startup taint out of the API server")
+        })
 }
 
 fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<String>> {
@@ -97,6 +114,7 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
     }
     let mut hooks = Vec::new();
     let mut roots = Vec::new();
+    refuse_elsewhere(&pinned)?;
     for pinned in &pinned {
         hooks.extend(pinned.own_hooks()?);
         roots.push(pinned.root().display().to_string());
@@ -110,6 +128,13 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
     let mut removed = Vec::new();
+    // First: what no hook marks any more does not come by it.
+    for part in fence::Part::ALL {
+        let table = part.table();
+        if Fence::end(part).with_context(|| format!("can't take down nf_tables/{table}"))? {
+            removed.push(format!("nf_tables/{table}"));
+        }
+    }
     for pinned in pinned {
         removed.extend(pinned.remove()?);
     }
@@ -129,6 +154,21 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
         );
     }
     Ok(removed)
+}
+
+/// From another network namespace the fence would stay, and cut off what no hook marks any more.
+fn refuse_elsewhere(pinned: &[Pinned]) -> Result<()> {
+    for pinned in pinned {
+        let hooks = pinned.own_hooks()?;
+        let on_device = |hook: &PinnedHook| matches!(hook.target, HookTarget::Device(_));
+        if hooks.iter().any(on_device) && Pinned::hooked_devices(&hooks).is_empty() {
+            bail!(
+                "none of the devices that are hooked is in this network namespace: run it in the node's \
+                 (nsenter --net=/proc/1/ns/net egressctl uninstall)"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn confirm(question: &str) -> Result<()> {

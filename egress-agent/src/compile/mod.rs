@@ -6,6 +6,7 @@ mod cluster;
 pub mod desired;
 mod digest;
 mod gateways;
+mod inside;
 mod lockdowns;
 mod policy;
 mod ports;
@@ -22,17 +23,18 @@ use k8s_openapi::jiff::Timestamp;
 
 pub use admission::GatewayAdmission;
 pub use desired::{DesiredPod, DesiredState, Digest, Hold, Policy};
+pub use inside::Inside;
 pub use ports::PortSet;
 
 use cluster::Cluster;
 use gateways::Gateways;
 use policy::{Recipe, World};
-use tables::Overflow;
+use tables::{Lost, Overflow, Owner};
 
 use crate::index::{Finding, Index, Key, ObjectId, Pod, Problem};
 
 /// What compiling needs to know beside the objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Pods of this node are compiled; empty is every node.
     pub node_name: String,
@@ -44,6 +46,24 @@ pub struct Settings {
     pub cluster_name: Option<String>,
     /// The gateways let hosts through that no `ExternalService` names.
     pub allow_any: bool,
+    /// Where `node-local-dns` listens on nodes that run it.
+    pub node_local_dns: Vec<IpAddr>,
+}
+
+/// Where `node-local-dns` listens if nobody says otherwise.
+pub const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            pod_cidrs: Vec::new(),
+            local_addresses: Vec::new(),
+            cluster_name: None,
+            allow_any: false,
+            node_local_dns: vec![NODE_LOCAL_DNS],
+        }
+    }
 }
 
 /// What comes of compiling.
@@ -71,25 +91,32 @@ pub fn compile(
         .iter()
         .map(|(key, s)| (key, s, services::routes(index, &cluster, &gateways, key, s)))
         .collect();
+    let node_local_dns = index
+        .pods()
+        .iter()
+        .any(|(key, pod)| here(pod) && !pod.finished && is_node_local_dns(key, pod));
     let world = World {
         index,
         cluster: &cluster,
         gateways: &gateways,
         routes: &routes,
-        node_local_dns: index
-            .pods()
-            .iter()
-            .any(|(key, pod)| here(pod) && !pod.finished && is_node_local_dns(key, pod)),
+        node_local_dns: if node_local_dns {
+            &settings.node_local_dns
+        } else {
+            &[]
+        },
     };
     let mut compiled = Compiled {
         problems: index
             .problems()
             .cloned()
+            .chain(cluster.problems.iter().cloned())
             .chain(gateways.problems.iter().cloned())
             .collect(),
         next_change: lockdowns::next_change(index, now),
         ..Compiled::default()
     };
+    compiled.desired.inside = Inside::find(index, &cluster);
     let mut digests: BTreeMap<Recipe<'_>, Digest> = BTreeMap::new();
     let objects = index.pods().iter().map(|(key, pod)| (key, pod, false));
     // Their keys may be those of pods that were before them.
@@ -118,7 +145,7 @@ pub fn compile(
                 };
                 let digest = *digests.entry(recipe).or_insert_with_key(|recipe| {
                     let (policy, overflows) = world.policy(recipe);
-                    compiled.problems.extend(overflows.iter().map(overflow));
+                    compiled.problems.extend(left_out(&overflows));
                     let digest = digest::digest(&policy);
                     compiled.desired.policies.insert(digest, policy);
                     digest
@@ -184,18 +211,35 @@ fn is_node_local_dns(key: &Key, pod: &Pod) -> bool {
             .is_some_and(|app| app == "node-local-dns")
 }
 
-fn overflow(overflow: &Overflow) -> Problem {
-    let object = ObjectId {
-        kind: "EgressLockdown",
-        namespace: String::new(),
-        name: overflow.owner.lockdown.clone(),
+/// One problem for each field and kind of loss, however many nodes it is the same at.
+fn left_out(overflows: &[Overflow]) -> Vec<Problem> {
+    let mut places: BTreeMap<(&Owner, Lost), Vec<IpNet>> = BTreeMap::new();
+    for Overflow { owner, lost, net } in overflows {
+        places.entry((owner, *lost)).or_default().push(*net);
+    }
+    let problem = |((owner, lost), nets): ((&Owner, Lost), Vec<IpNet>)| {
+        let object = ObjectId {
+            kind: "EgressLockdown",
+            namespace: String::new(),
+            name: owner.lockdown.clone(),
+        };
+        let others = if nets.len() > 1 { " and elsewhere" } else { "" };
+        let place = format!("{}{others}", nets[0]);
+        let why = match lost {
+            Lost::Beside => "together with other lockdowns of the same pod it needs",
+            Lost::Udp | Lost::All => "what is beside ports that Services lead elsewhere needs",
+        };
+        let (what, advice) = match lost {
+            Lost::Beside => ("", "join ranges"),
+            Lost::Udp => ("UDP ", "take NodePorts or external IPs off those Services"),
+            Lost::All => ("", "take NodePorts or external IPs off those Services"),
+        };
+        let reason = format!(
+            "{what}left out at {place}: {why} more than {MAX_RANGES} ranges of ports there; {advice}"
+        );
+        Finding::ignored(format!("spec.{}", owner.field), reason).of(&object)
     };
-    let reason = format!(
-        "left out at {}: together with other lockdowns of the same pod it needs more than \
-         {MAX_RANGES} ranges of ports there; join ranges",
-        overflow.net
-    );
-    Finding::ignored(format!("spec.{}", overflow.owner.field), reason).of(&object)
+    places.into_iter().map(problem).collect()
 }
 
 #[cfg(any(test, fuzzing))]

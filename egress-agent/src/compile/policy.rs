@@ -1,6 +1,6 @@
 //! One policy: what the pods that share it may reach.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use egress_common::reason::Reason;
 use ipnet::IpNet;
@@ -18,8 +18,6 @@ use crate::index::{Index, Key, Service};
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const DNS: u16 = 53;
-/// Where `node-local-dns` listens on every node.
-const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
 /// What every policy of one revision is made from.
 #[derive(Debug)]
@@ -28,8 +26,8 @@ pub(super) struct World<'a> {
     pub cluster: &'a Cluster,
     pub gateways: &'a Gateways,
     pub routes: &'a [(&'a Key, &'a Service, Vec<Route<'a>>)],
-    /// A pod of `node-local-dns` runs on this node.
-    pub node_local_dns: bool,
+    /// Where `node-local-dns` listens; nowhere where no pod of it runs on this node.
+    pub node_local_dns: &'a [IpAddr],
 }
 
 /// What tells one policy from another.
@@ -137,9 +135,9 @@ impl Cook<'_> {
                     self.dns_route(key, service, route, &rule);
                 }
             }
-            if self.world.node_local_dns {
+            for ip in self.world.node_local_dns {
                 for proto in [UDP, TCP] {
-                    self.infrastructure((NODE_LOCAL_DNS, DNS, proto), &rule, Reason::Dns);
+                    self.infrastructure((*ip, DNS, proto), &rule, Reason::Dns);
                 }
             }
         }
@@ -212,8 +210,11 @@ impl Cook<'_> {
     }
 
     fn nodes(&mut self) {
-        for ip in &self.world.cluster.node_addresses {
-            self.tables.node(*ip);
+        // The first two of a range are one prefix, and of thousands of nodes there are as many.
+        let own = self.world.cluster.node_addresses.iter();
+        let own: Vec<IpNet> = own.map(|ip| IpNet::from(*ip)).collect();
+        for net in IpNet::aggregate(&own) {
+            self.tables.node(net);
         }
         let Some(owner) = self.part(ClusterPart::Nodes) else {
             return;
@@ -262,13 +263,14 @@ impl Cook<'_> {
     }
 }
 
+/// By namespaces that none but the cluster's operators may write to.
 fn is_dns(key: &Key, service: &Service) -> bool {
-    key.namespace == "kube-system"
-        && (service
-            .labels
-            .get("k8s-app")
-            .is_some_and(|app| app == "kube-dns")
-            || matches!(key.name.as_str(), "kube-dns" | "coredns"))
+    let app = service.labels.get("k8s-app").map(String::as_str);
+    match (key.namespace.as_str(), key.name.as_str()) {
+        ("kube-system", name) => app == Some("kube-dns") || matches!(name, "kube-dns" | "coredns"),
+        ("openshift-dns", name) => name == "dns-default",
+        _ => false,
+    }
 }
 
 fn same_port(port: &crate::index::EndpointPort, route: &Route<'_>) -> bool {

@@ -58,10 +58,19 @@ impl PortSet {
 
     /// Takes one port out.
     pub fn close(&mut self, proto: u8, port: u16) {
+        self.close_range(proto, port, port);
+    }
+
+    /// Takes a protocol out.
+    pub fn close_all(&mut self, proto: u8) {
+        self.close_range(proto, 0, u16::MAX);
+    }
+
+    fn close_range(&mut self, proto: u8, first: u16, last: u16) {
         let mut left = Vec::with_capacity(self.0.len() + 4);
         for range in self.0.drain(..) {
-            if range.first > port
-                || range.last < port
+            if range.first > last
+                || range.last < first
                 || (range.proto != ANY && range.proto != proto)
             {
                 left.push(range);
@@ -76,17 +85,17 @@ impl PortSet {
                     ..range
                 }));
             }
-            if range.first < port {
+            if range.first < first {
                 left.push(PortRange {
                     proto,
-                    last: port - 1,
+                    last: first - 1,
                     ..range
                 });
             }
-            if port < range.last {
+            if last < range.last {
                 left.push(PortRange {
                     proto,
-                    first: port + 1,
+                    first: last + 1,
                     ..range
                 });
             }

@@ -10,7 +10,7 @@ use egress_common::reason::Reason;
 use ipnet::IpNet;
 
 use super::desired::Policy;
-use super::ports::PortSet;
+use super::ports::{PortSet, UDP};
 use super::special::SPECIAL;
 
 /// A destination: address, port in host byte order, IP protocol number.
@@ -51,6 +51,17 @@ impl Owner {
     }
 }
 
+impl Lost {
+    /// What is said behind the rule that names a hole, of all that is closed for its sake.
+    const fn beside(self) -> &'static str {
+        match self {
+            Self::Beside => "",
+            Self::Udp => ", and there is no room for UDP beside it",
+            Self::All => ", and there is no room beside it",
+        }
+    }
+}
+
 /// What begins at one prefix.
 #[derive(Debug, Default)]
 struct Place {
@@ -71,11 +82,22 @@ struct Outcome {
     deny: Option<(Reason, String)>,
 }
 
-/// A grant that had to be left out of a prefix, because the kernel has no room for its ranges.
+/// What of a grant had to be left out of a prefix, because the kernel has no room for its ranges.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Overflow {
     pub owner: Owner,
+    pub lost: Lost,
     pub net: IpNet,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lost {
+    /// All of it, beside other grants.
+    Beside,
+    /// UDP, beside the holes.
+    Udp,
+    /// All of it, beside the holes.
+    All,
 }
 
 impl Tables {
@@ -112,9 +134,9 @@ impl Tables {
         self.guards.insert(ip);
     }
 
-    /// An address of a node: pod CIDRs don't open it.
-    pub fn node(&mut self, ip: IpAddr) {
-        self.places.entry(IpNet::from(ip)).or_default().node = true;
+    /// Addresses of nodes: pod CIDRs don't open them, wider or narrower ones.
+    pub fn node(&mut self, net: IpNet) {
+        self.places.entry(net).or_default().node = true;
     }
 
     /// Opens one destination. The first rule for it is the one that is named.
@@ -205,17 +227,23 @@ impl Tables {
             return None;
         }
         let mut set = PortSet::default();
+        let mut owners = Vec::new();
+        let mut left_out = |owner: &Owner, lost| {
+            overflows.push(Overflow {
+                owner: owner.clone(),
+                lost,
+                net,
+            });
+        };
         for id in outcome.active {
             let grant = &self.grants[id];
             let mut more = set.clone();
             more.extend(&grant.ports);
             if more.emit(v6).is_some() {
                 set = more;
+                owners.push(&grant.owner);
             } else {
-                overflows.push(Overflow {
-                    owner: grant.owner.clone(),
-                    net,
-                });
+                left_out(&grant.owner, Lost::Beside);
             }
         }
         if !set.is_empty() {
@@ -224,8 +252,26 @@ impl Tables {
                 deny.get_or_insert((Reason::Excepted, rule.clone()));
             }
         }
-        // With more holes than there is room for the address is closed; a hole must not be.
-        let ranges = set.emit(v6).unwrap_or_default();
+        // With more holes than there is room for UDP is closed, which overlays have in many pieces
+        // already, and then the address is; a hole must not be.
+        let mut lost = None;
+        let ranges = set.emit(v6).or_else(|| {
+            lost = Some(Lost::Udp);
+            set.close_all(UDP);
+            set.emit(v6)
+        });
+        let ranges = ranges.unwrap_or_else(|| {
+            lost = Some(Lost::All);
+            Vec::new()
+        });
+        if let Some(lost) = lost {
+            for owner in owners {
+                left_out(owner, lost);
+            }
+            if let Some((_, rule)) = &mut deny {
+                rule.push_str(lost.beside());
+            }
+        }
         Some(self.prefix_rule(&ranges, deny))
     }
 
@@ -278,6 +324,7 @@ impl Tables {
 fn overlay<'a>(layers: impl Iterator<Item = &'a Place>, grants: &[Grant]) -> Outcome {
     let mut active: Vec<usize> = Vec::new();
     let mut deny = None;
+    let mut node = false;
     for place in layers {
         if let Some(what) = place.special
             && !active.is_empty()
@@ -293,7 +340,8 @@ fn overlay<'a>(layers: impl Iterator<Item = &'a Place>, grants: &[Grant]) -> Out
                 deny = Some((Reason::Excepted, rule.clone()));
             }
         }
-        if place.node {
+        node |= place.node;
+        if node {
             let before = active.len();
             active.retain(|id| !grants[*id].pods);
             if active.len() < before {

@@ -50,6 +50,25 @@ fn has_tcx(ifindex: u32, direction: Direction) -> bool {
     sys::query_tcx(ifindex, direction.attach_type()).is_ok_and(|links| !links.is_empty())
 }
 
+/// Looks for filters of others; opens a socket for the first question.
+pub struct Others(Option<Tc>);
+
+impl Others {
+    pub fn open() -> Self {
+        Self(None)
+    }
+
+    /// Whether the device has any in this direction.
+    pub fn are_on(&mut self, ifindex: u32, direction: Direction) -> io::Result<bool> {
+        if self.0.is_none() {
+            self.0 = Some(Tc::open()?);
+        }
+        let tc = self.0.as_mut().expect("it was opened just now");
+        let filters = tc.filters(ifindex, direction)?;
+        Ok(filters.iter().any(|filter| !is_ours(filter, direction)))
+    }
+}
+
 /// Where one of ours is.
 fn place(ifindex: u32, direction: Direction, handle: u32) -> Place {
     Place {

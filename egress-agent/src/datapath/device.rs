@@ -7,6 +7,7 @@
 //! | pinned as `dev-<ifindex>-<direction>` | the link | the program, as a mark: see [`clsact`] |
 //! | kernel object | whole | in parts, for older verifiers |
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -17,8 +18,9 @@ use aya_obj::generated::bpf_attach_type;
 use serde::Serialize;
 
 use super::links::{self, Direction, LinkState, Loaded, Tags, failed, pin_over, pinned_info};
+use super::load::embedded;
 use super::sys::{self, Target};
-use super::{DatapathError, Pins, clsact, object};
+use super::{DatapathError, Pins, calls, clsact};
 
 /// How programs are attached to devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -51,7 +53,7 @@ impl DeviceHooks {
     /// The better of those that this kernel has.
     pub fn best() -> Self {
         // Who may not ask is told so by `check`.
-        if has_tcx().unwrap_or(true) {
+        if has_tcx().unwrap_or(true) && calls::are_possible() {
             Self::Tcx
         } else {
             Self::Clsact
@@ -70,16 +72,18 @@ impl DeviceHooks {
     /// # Errors
     /// If they can't, in a sentence that says what is lacking.
     pub fn check(self) -> Result<(), DatapathError> {
-        object(self)?;
+        embedded(self)?;
         let has_tcx = has_tcx().map_err(|error| DatapathError::Io {
             what: "can't ask the kernel whether it has tcx hooks".into(),
             error,
         })?;
-        if has_tcx {
-            return Ok(());
-        }
-        if self == Self::Tcx {
-            return Err(DatapathError::NoTcx);
+        match (self, has_tcx) {
+            (Self::Tcx, false) => return Err(DatapathError::NoTcx),
+            (Self::Tcx, true) if !calls::are_possible() => {
+                return Err(DatapathError::NoKernelCalls);
+            }
+            (_, true) => return Ok(()),
+            (Self::Clsact, false) => {}
         }
         let mut missing = Vec::new();
         for (program, helper, name) in NEEDED {
@@ -175,6 +179,35 @@ fn is_first(ifindex: u32, direction: Direction, link: u32) -> Result<bool, Datap
             error,
         }),
     }
+}
+
+/// Those of these devices where programs of somebody else see what comes in beside ours.
+pub(super) fn shared(
+    pins: &Pins,
+    devices: impl Iterator<Item = u32>,
+) -> Result<BTreeSet<u32>, DatapathError> {
+    let mut shared = BTreeSet::new();
+    let mut filters = clsact::Others::open();
+    for ifindex in devices {
+        let path = pins.device_link(ifindex, Direction::Ingress);
+        let ours = pinned_info(&path)?.map(|info| info.id);
+        let links = match sys::query_tcx(ifindex, Direction::Ingress.attach_type()) {
+            Ok(links) => links,
+            // No tcx, or the device has gone.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {
+                Vec::new()
+            }
+            Err(error) => return Err(failed(&path, "look for programs beside")(error)),
+        };
+        if links.iter().any(|id| Some(*id) != ours)
+            || filters
+                .are_on(ifindex, Direction::Ingress)
+                .map_err(failed(&path, "look for filters beside"))?
+        {
+            shared.insert(ifindex);
+        }
+    }
+    Ok(shared)
 }
 
 /// The program that our link runs on a device; none if no link is pinned, or its device is gone.

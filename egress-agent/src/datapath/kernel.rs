@@ -1,15 +1,18 @@
 //! The real kernel behind the reconciler.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{
-    Covered, Endpoint, FLOW_PAD, Flow, FlowKey, Inbound, NETWORKS, Way, covered_mark,
+    Covered, Endpoint, FLOW_PAD, Flow, FlowKey, Inbound, MODE_ENFORCE, NETWORKS, Way, covered_mark,
     covered_place, way_place,
 };
 
 use super::comparison::Comparison;
-use super::{Datapath, DatapathError, Direction, Maps, Observed};
-use crate::compile::DesiredState;
+use super::{Datapath, DatapathError, Direction, Maps, Observed, device};
+use crate::compile::{DesiredState, Digest, Hold};
+use crate::fence::Fence;
+use crate::netlink::NetlinkError;
 use crate::reconcile::{Executor, Op};
 
 /// Keys of `sp_flows_in` and of `sp_flows_out`.
@@ -22,6 +25,9 @@ pub trait Adopt: Send {
     fn refresh(&mut self);
     /// Those opened from outside, and those opened by the pod.
     fn flows(&mut self, slot: u32, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> FlowKeys;
+    /// Ends connections of these pods, by address, that the node's NAT leads where their policy
+    /// doesn't; how many.
+    fn cut(&mut self, pods: &BTreeMap<IpAddr, Digest>, desired: &DesiredState) -> u64;
 }
 
 /// Executes operations on this node's kernel.
@@ -29,6 +35,10 @@ pub struct Kernel {
     pub datapath: Datapath,
     adopt: Box<dyn Adopt>,
     comparison: Comparison,
+    /// None where the kernel has no packet filter.
+    fence: Option<Box<Fence>>,
+    /// It could not be looked at, and that was said.
+    fence_unreadable: bool,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -45,7 +55,16 @@ impl Kernel {
             datapath,
             adopt,
             comparison: Comparison::default(),
+            fence: None,
+            fence_unreadable: false,
         }
+    }
+
+    /// Has a fence behind the hooks.
+    #[must_use]
+    pub fn with_fence(mut self, fence: Option<Fence>) -> Self {
+        self.fence = fence.map(Box::new);
+        self
     }
 
     /// Keeps what is in policies that stand and that nobody declares any more, so that they can be
@@ -57,6 +76,11 @@ impl Kernel {
     ) -> Result<(), DatapathError> {
         self.comparison
             .keep_undeclared(&self.datapath.maps, observed, desired)
+    }
+
+    /// Ends connections of the pods that are held, and that the node's NAT leads where their policy doesn't.
+    pub fn cut_diverted(&mut self, desired: &DesiredState) {
+        self.adopt.cut(&enforced(desired), desired);
     }
 
     fn adopt_flows(
@@ -92,6 +116,19 @@ impl Executor for Kernel {
         let mut observed = self.datapath.observe()?;
         let maps = &self.datapath.maps;
         observed.damaged = self.comparison.damage(maps, &observed, desired)?;
+        if let Some(fence) = &mut self.fence {
+            // The hooks must not wait for it.
+            let look = fence.look();
+            if let (Err(error), false) = (&look, self.fence_unreadable) {
+                tracing::error!(event = "fence_unreadable", %error, "it is left as it is");
+            }
+            self.fence_unreadable = look.is_err();
+            observed.fence = look.ok();
+            let enforced = observed.devices.iter();
+            let enforced = enforced.filter(|(_, endpoint)| endpoint.mode == MODE_ENFORCE);
+            let enforced = enforced.map(|(ifindex, _)| *ifindex);
+            observed.shared = device::shared(self.datapath.pins(), enforced)?;
+        }
         Ok(observed)
     }
 
@@ -154,6 +191,8 @@ impl Kernel {
             Op::RemoveCgroup { cgroup } => {
                 Ok(set_covered(maps, *cgroup, None)? + u64::from(maps.cgroups.remove(cgroup)?))
             }
+            // What can't be ended is told; it must not keep a policy from the kernel.
+            Op::CutDiverted { pods } => Ok(self.adopt.cut(pods, desired)),
             Op::AdoptFlows { slot, v4, v6 } => self.adopt_flows(*slot, *v4, *v6),
             Op::Attach { ifindex, direction } => {
                 self.datapath.attach(*ifindex, *direction)?;
@@ -169,10 +208,34 @@ impl Kernel {
             }
             Op::AttachCgroup(hook) => self.datapath.attach_cgroup(*hook).map(|()| 1),
             Op::SwapCgroup(hook) => self.datapath.swap_cgroup(*hook).map(|()| 1),
+            Op::Fence { ifindex } => fenced(&mut self.fence, |fence| fence.add(*ifindex)),
+            Op::LetBy { ifindex } => fenced(&mut self.fence, |fence| fence.remove(*ifindex)),
+            Op::RaiseFence { devices } => fenced(&mut self.fence, |fence| fence.raise(devices)),
+            Op::LowerFence => fenced(&mut self.fence, |fence| fence.lower().map(drop)),
             Op::Carry { layout } => self.datapath.carry(layout),
             Op::RemoveLayout { layout } => self.datapath.remove_layout(layout),
         }
     }
+}
+
+/// No step is of a fence that is not there.
+fn fenced(
+    fence: &mut Option<Box<Fence>>,
+    change: impl FnOnce(&mut Fence) -> Result<(), NetlinkError>,
+) -> Result<u64, DatapathError> {
+    fence.as_deref_mut().map_or(Ok(()), change)?;
+    Ok(1)
+}
+
+/// Policies of the pods that are held, by their addresses. What a pod in the node's network sends is judged
+/// after the NAT.
+fn enforced(desired: &DesiredState) -> BTreeMap<IpAddr, Digest> {
+    let pods = desired.pods.values();
+    let pods = pods.filter(|pod| pod.hold == Hold::Enforce && !pod.host_network);
+    let policies = pods.filter_map(|pod| Some((pod, pod.policy?)));
+    policies
+        .flat_map(|(pod, policy)| pod.addresses().map(move |ip| (ip, policy)))
+        .collect()
 }
 
 /// Writes a pod's entry for the cgroup hook. The shortcut never says more than the entry: it goes

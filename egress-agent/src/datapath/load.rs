@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::programs::{Program, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use egress_common::maps::{Endpoint, NO_WAYS, covered_mark, covered_place};
+use egress_common::offload::SKB_FIELDS;
 
 use super::device::{self, DeviceHooks};
 use super::early::{Early, Turn};
 use super::links::{self, BY_SENDER, CgroupHook, DRAFT, Direction, LinkState, Loaded, Tags};
-use super::{DatapathError, Maps, Observed, Pins, sys, takeover};
+use super::{DatapathError, Maps, Observed, Pins, btf, calls, sys, takeover};
 
 /// The kernel objects that were built into this program.
 static WHOLE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf.o"));
@@ -23,7 +25,7 @@ static IN_PARTS: &[u8] =
 ///
 /// # Errors
 /// If it was built without.
-pub fn object(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
+pub fn embedded(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
     let object = match hooks {
         DeviceHooks::Tcx => WHOLE,
         DeviceHooks::Clsact => IN_PARTS,
@@ -32,6 +34,23 @@ pub fn object(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
         Err(DatapathError::NoObject)
     } else {
         Ok(object)
+    }
+}
+
+/// The kernel object for these hooks, as this kernel takes it.
+///
+/// # Errors
+/// If the program was built without, or the kernel lacks what the object calls.
+pub fn object(hooks: DeviceHooks) -> Result<&'static [u8], DatapathError> {
+    static WHOLE_HERE: OnceLock<&'static [u8]> = OnceLock::new();
+    let object = embedded(hooks)?;
+    match (hooks, WHOLE_HERE.get()) {
+        (DeviceHooks::Clsact, _) => Ok(object),
+        (DeviceHooks::Tcx, Some(object)) => Ok(object),
+        (DeviceHooks::Tcx, None) => {
+            let object = calls::filled_in(object)?;
+            Ok(WHOLE_HERE.get_or_init(|| object))
+        }
     }
 }
 
@@ -66,7 +85,8 @@ pub struct Datapath {
 
 impl Datapath {
     /// Loads the object for these hooks with its maps pinned, or taken over where they are pinned
-    /// already. Attaches nothing. [`DeviceHooks::check`] tells before whether the kernel has these. `kubepods` is the cgroup that the cgroup hooks go to, and its id.
+    /// already. Attaches nothing. [`DeviceHooks::check`] tells before whether the kernel has these.
+    /// `kubepods` is the cgroup that the cgroup hooks go to, and its id.
     ///
     /// # Errors
     /// If a pinned map is not what the object declares, or the kernel refuses a program.
@@ -376,8 +396,18 @@ fn program_names(hooks: DeviceHooks) -> impl Iterator<Item = &'static str> {
     devices.chain(by_sender).chain(cgroup)
 }
 
+/// A loader that tells the programs what they must know of this kernel.
+///
+/// # Errors
+/// If the kernel does not tell it.
+pub fn loader() -> Result<EbpfLoader<'static>, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global(SKB_FIELDS, &btf::description()?.skb, true);
+    Ok(loader)
+}
+
 fn load(pins: &Pins, hooks: DeviceHooks, object: &[u8]) -> Result<Ebpf, DatapathError> {
-    let mut programs = EbpfLoader::new()
+    let mut programs = loader()?
         .default_map_pin_directory(pins.maps())
         .load(object)
         .map_err(|error| DatapathError::Aya {

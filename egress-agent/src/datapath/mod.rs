@@ -1,7 +1,9 @@
 //! The kernel's side as the agent sees it: programs, maps, links and their pins. The only module
 //! that touches aya.
 
+mod btf;
 mod bytes;
+mod calls;
 mod clsact;
 mod comparison;
 pub mod device;
@@ -28,7 +30,7 @@ pub use device::DeviceHooks;
 pub use early::Early;
 pub use kernel::{Adopt, FlowKeys, Kernel, monotonic_ns};
 pub use links::{CgroupHook, Direction, LinkState};
-pub use load::{Datapath, object};
+pub use load::{Datapath, loader, object};
 pub use maps::Maps;
 pub use observed::{Damage, Observed};
 pub use pins::Pins;
@@ -73,6 +75,8 @@ pub enum DatapathError {
         #[source]
         error: io::Error,
     },
+    #[error("{0}")]
+    Fence(#[from] crate::netlink::NetlinkError),
     #[error("{what} is missing in the kernel object; run `cargo xtask build`")]
     Missing { what: String },
     #[error("{what}: {error}")]
@@ -85,6 +89,11 @@ pub enum DatapathError {
         "this kernel has no tcx hooks, which Linux has since 6.6; leave the choice to the agent (--device-hooks auto)"
     )]
     NoTcx,
+    #[error(
+        "programs can't call {} of this kernel, which Linux has since 6.2 where it compiles them (sysctl net.core.bpf_jit_enable=1); leave the choice of hooks to the agent (--device-hooks auto)",
+        egress_common::offload::KERNEL_CONTEXT
+    )]
+    NoKernelCalls,
     #[error("this kernel ({release}) lacks {missing}; Sallyport needs Linux 6.1 or newer")]
     OldKernel { release: String, missing: String },
 }

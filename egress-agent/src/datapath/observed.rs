@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::maps::{Config, Endpoint, PodInfo, PolicyInfo};
 
+use crate::fence;
+
 use super::links::{CgroupHook, Direction, LinkState};
 
 /// Numbers of policies with entries that are not as the agent left them, and the maps they are in.
@@ -29,6 +31,11 @@ pub struct Observed {
     pub mismarked: BTreeSet<u64>,
     /// Pinned links of devices.
     pub links: BTreeMap<(u32, Direction), LinkState>,
+    /// Enforced devices on which programs of somebody else see what comes in, too: those could take the mark
+    /// of our hook off again.
+    pub shared: BTreeSet<u32>,
+    /// None where this kernel has no `nf_tables`, or it can't be looked at.
+    pub fence: Option<fence::State>,
     /// Pinned links of kubepods.
     pub cgroup_links: BTreeMap<CgroupHook, LinkState>,
     /// Directories of other layouts, which are being taken over. Links that are still there are

@@ -364,6 +364,21 @@ struct QueryAttr {
 
 /// Ids of the links of one tcx hook, in the order they run; 0 for a program without a link.
 pub fn query_tcx(ifindex: u32, attach_type: bpf_attach_type) -> io::Result<Vec<u32>> {
+    Ok(query(ifindex, attach_type)?.links)
+}
+
+/// Ids of the programs of one tcx hook, in the order they run. Only ids: to open a program by its id
+/// takes `CAP_SYS_ADMIN`.
+pub fn query_tcx_programs(ifindex: u32, attach_type: bpf_attach_type) -> io::Result<Vec<u32>> {
+    Ok(query(ifindex, attach_type)?.programs)
+}
+
+struct Attached {
+    programs: Vec<u32>,
+    links: Vec<u32>,
+}
+
+fn query(ifindex: u32, attach_type: bpf_attach_type) -> io::Result<Attached> {
     let mut programs = [0_u32; TCX_MAX];
     let mut links = [0_u32; TCX_MAX];
     let mut attr = QueryAttr {
@@ -381,7 +396,11 @@ pub fn query_tcx(ifindex: u32, attach_type: bpf_attach_type) -> io::Result<Vec<u
     };
     // SAFETY: both arrays have `count` elements.
     unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
-    Ok(links[..(attr.count as usize).min(TCX_MAX)].to_vec())
+    let count = (attr.count as usize).min(TCX_MAX);
+    Ok(Attached {
+        programs: programs[..count].to_vec(),
+        links: links[..count].to_vec(),
+    })
 }
 
 /// The file system at `path` is a bpffs.

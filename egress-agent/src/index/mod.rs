@@ -26,6 +26,7 @@ pub use model::{
 pub use node_access::{NodeAccess, node_access};
 pub use object::{Object, ObjectId};
 pub use problem::{Effect, Finding, Problem};
+pub use thin::NODE_ADDRESSES;
 
 use crate::api::access_policy::{AccessConfig, Authz};
 use crate::api::{AccessPolicySpec, EgressLockdownSpec, ExternalServiceSpec, VirtualGatewaySpec};
@@ -227,11 +228,16 @@ impl Index {
 
     /// The slices of a Service: by their label, in the Service's namespace.
     pub fn slices_of(&self, service: &Key) -> impl Iterator<Item = &EndpointSlice> {
+        self.named_slices_of(service).map(|(_, slice)| slice)
+    }
+
+    /// The same, each with its own name.
+    pub fn named_slices_of(&self, service: &Key) -> impl Iterator<Item = (&Key, &EndpointSlice)> {
         self.slices_of
             .get(service)
             .into_iter()
             .flatten()
-            .filter_map(|key| self.slices.get(key))
+            .filter_map(|key| self.slices.get_key_value(key))
     }
 
     pub fn lockdowns(&self) -> &BTreeMap<String, EgressLockdownSpec> {

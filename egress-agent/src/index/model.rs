@@ -54,9 +54,12 @@ pub struct Declared<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     pub uid: String,
+    /// It runs another system than Linux, by its label.
+    pub other_os: bool,
     /// `spec.podCIDRs`, sorted.
     pub pod_cidrs: Vec<IpNet>,
-    /// `InternalIP` and `ExternalIP` of `status.addresses`, sorted.
+    /// `InternalIP` and `ExternalIP` of `status.addresses`, and those of its tunnels, which the
+    /// network plugin writes as annotations; sorted.
     pub addresses: Vec<IpAddr>,
 }
 

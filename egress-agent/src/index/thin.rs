@@ -22,9 +22,34 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
+/// Label of a Node with what it runs; the kubelet writes it.
+const OS: &str = "kubernetes.io/os";
+
+/// Annotations of a Node in which network plugins say which addresses its own devices have: those of
+/// tunnels lie in the midst of the pods' ranges, and what comes there comes to the node.
+pub const NODE_ADDRESSES: [&str; 11] = [
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "projectcalico.org/IPv4WireguardInterfaceAddr",
+    "projectcalico.org/IPv6WireguardInterfaceAddr",
+    "network.cilium.io/ipv4-cilium-host",
+    "network.cilium.io/ipv6-cilium-host",
+    "io.cilium.network.ipv4-cilium-host",
+    "io.cilium.network.ipv6-cilium-host",
+    "flannel.alpha.coreos.com/public-ip",
+    "flannel.alpha.coreos.com/public-ipv6",
+];
+
 pub(super) fn node(o: &core::Node, findings: &mut Vec<Finding>) -> Node {
     let mut node = Node {
         uid: o.metadata.uid.clone().unwrap_or_default(),
+        other_os: o
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(OS))
+            .is_some_and(|os| os != "linux"),
         ..Node::default()
     };
     let spec = o.spec.clone().unwrap_or_default();
@@ -55,6 +80,20 @@ pub(super) fn node(o: &core::Node, findings: &mut Vec<Finding>) -> Node {
             Err(_) => findings.push(Finding::ignored(
                 format!("status.addresses[{i}].address"),
                 format!("`{}` is no IP address", address.address),
+            )),
+        }
+    }
+    let annotations = o.metadata.annotations.iter().flatten();
+    for (name, text) in annotations.filter(|(name, _)| NODE_ADDRESSES.contains(&name.as_str())) {
+        // Some write the length of the prefix with it.
+        let address = text.split('/').next().unwrap_or_default().trim();
+        match address.parse() {
+            Ok(ip) => node.addresses.push(ip),
+            // So a plugin says that there is no such device.
+            Err(_) if address.is_empty() => {}
+            Err(_) => findings.push(Finding::ignored(
+                format!("metadata.annotations[{name}]"),
+                format!("`{text}` is no IP address"),
             )),
         }
     }

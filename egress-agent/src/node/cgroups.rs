@@ -144,6 +144,25 @@ impl Kubepods {
         }
         Ok(pods)
     }
+
+    /// Ids of static pods' cgroups, by the hash that they are called by.
+    pub fn static_pods(&self) -> Result<BTreeMap<String, u64>, CgroupError> {
+        Ok(statics(&self.pods()?))
+    }
+}
+
+/// Ids of those that are static pods'.
+pub(super) fn statics(pods: &BTreeMap<String, PodCgroup>) -> BTreeMap<String, u64> {
+    let pods = pods.iter().filter(|(uid, _)| is_static(uid));
+    pods.map(|(uid, pod)| (uid.clone(), pod.id)).collect()
+}
+
+/// Whether a pod that is called so by its cgroup is a static one. The kubelet takes an MD5 of the manifest
+/// for the UID there, in 32 digits; pods that are made through the API server get a UUID from it, which has
+/// dashes. So only who writes the kubelet's own files, root on the node, makes one.
+pub fn is_static(uid: &str) -> bool {
+    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    uid.len() == 32 && uid.bytes().all(digit)
 }
 
 /// Id of a cgroup: the kernel uses the inode number of its directory (64-bit kernels, since 5.5).

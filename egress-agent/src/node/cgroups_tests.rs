@@ -164,3 +164,24 @@ fn processes_are_collected_from_all_levels() {
     );
     assert_eq!(processes(&root.path().join("gone")), BTreeSet::new());
 }
+
+#[test]
+fn static_pods_are_told_by_the_hash_that_only_the_kubelet_gives() {
+    let hash = "0123456789abcdef0123456789abcdef";
+    let systemd = "kubepods/burstable/kubepods-burstable-podfedcba9876543210fedcba9876543210.slice";
+    let root = tree(&[
+        &format!("kubepods/pod{hash}"),
+        systemd,
+        "kubepods/burstable/pod01234567-89ab-4def-8123-456789abcdef",
+        "kubepods/besteffort/kubepods-besteffort-pod01234567_89ab_4def_8123_456789abcdef.slice",
+        "kubepods/pod0123456789ABCDEF0123456789abcdef",
+        "kubepods/pod0123456789abcdef0123456789abcde",
+        // Within a pod's own cgroup it is that pod's.
+        &format!("kubepods/poduid/pod{hash}"),
+    ]);
+    let found = kubepods(root.path()).static_pods().unwrap();
+    let names: Vec<_> = found.keys().map(String::as_str).collect();
+    assert_eq!(names, [hash, "fedcba9876543210fedcba9876543210"]);
+    let own = cgroup_id(&root.path().join(format!("kubepods/pod{hash}"))).unwrap();
+    assert_eq!(found[hash], own);
+}

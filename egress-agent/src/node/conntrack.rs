@@ -13,15 +13,13 @@ use egress_common::maps::FlowKey;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::devices::ip_of;
-use crate::netlink::{Channel, NetlinkError, attribute, attributes};
+use crate::netlink::{Channel, NFGENMSG, NetlinkError, attribute, attributes};
 
 /// `linux/netfilter/nfnetlink.h`, `nfnetlink_conntrack.h`: subsystem and "get".
-const CT_GET: u16 = (1 << 8) | 1;
-/// Length of `struct nfgenmsg`.
-const NFGENMSG: usize = 4;
-const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CT_GET: u16 = (1 << 8) | 1;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
-const CTA_STATUS: u16 = 3;
+pub(super) const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;

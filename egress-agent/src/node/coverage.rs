@@ -71,13 +71,15 @@ pub(super) fn assess(
 /// The node's ends of all veth pairs whose other end is in another network namespace: what a pod's device
 /// looks like before there is a process that tells whose it is.
 pub(super) fn outlying(links: &[Link]) -> BTreeSet<u32> {
-    let leads_out = |link: &&Link| {
-        link.kind.as_deref() == Some("veth")
-            && link.hardware == ARPHRD_ETHER
-            && link.link_nsid.is_some()
-    };
-    let devices = links.iter().filter(leads_out);
+    let devices = links.iter().filter(|link| leads_out(link));
     devices.map(|link| link.ifindex).collect()
+}
+
+/// Whether it is one of these.
+pub(super) fn leads_out(link: &Link) -> bool {
+    link.kind.as_deref() == Some("veth")
+        && link.hardware == ARPHRD_ETHER
+        && link.link_nsid.is_some()
 }
 
 /// The node's devices that lead into one of the namespaces.

@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod conntrack;
 mod coverage;
 pub mod devices;
+pub mod diverted;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 pub mod mounts;
@@ -20,7 +21,7 @@ pub(crate) use fuzz::run as fuzz;
 
 pub use cgroups::Kubepods;
 pub use conntrack::StandingFlows;
-pub use newcomers::Newcomers;
+pub use newcomers::{Newcomers, Veth};
 pub use sight::{Scout, SightError};
 pub use watch::Watcher;
 
@@ -29,6 +30,8 @@ pub use watch::Watcher;
 pub struct Sightings {
     /// By UID.
     pub pods: BTreeMap<String, Sighting>,
+    /// Cgroups of all static pods, by the hash that is in their name; known ones too.
+    pub statics: BTreeMap<String, u64>,
     /// Interface indices of all devices that lead to another network namespace: those of pods, known or
     /// not, and of strangers. Which is whose can be told only once a process is in there.
     pub outlying: BTreeSet<u32>,

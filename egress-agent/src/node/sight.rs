@@ -127,6 +127,7 @@ impl Scout {
         });
         Ok(Sightings {
             pods: pods.collect(),
+            statics: cgroups::statics(&found),
             outlying: coverage::outlying(&links),
             devices: links.iter().map(|link| link.ifindex).collect(),
         })

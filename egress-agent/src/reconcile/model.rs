@@ -1,14 +1,16 @@
 //! A kernel in memory that watches what every packet would meet after each operation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
-use egress_common::maps::{Endpoint, FLAG_COVERED, MODE_OFF};
+use egress_common::maps::{Endpoint, FLAG_COVERED, FLAG_FENCED, MODE_ENFORCE, MODE_OFF};
 
 use super::apply::Executor;
 use super::op::Op;
 use crate::compile::{DesiredState, Digest, Policy};
 use crate::datapath::maps::text;
 use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::fence::State;
 
 /// The kernel, and what of it `Observed` leaves out.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,8 @@ pub(super) struct Model {
     forgotten: BTreeSet<u32>,
     /// Slots whose flows were taken over.
     pub(super) adopted: BTreeSet<u32>,
+    /// Of whom diverted connections were ended, under which policy.
+    cut: BTreeSet<(IpAddr, Digest)>,
     /// Entries that were taken over from another layout: whose they are, without a policy.
     carried: Carried,
     /// Operations that still succeed; then every third fails, or, after a crash, all.
@@ -47,6 +51,13 @@ struct Carried {
 }
 
 impl Model {
+    /// With a packet filter.
+    pub(super) fn fenced() -> Self {
+        let mut model = Self::default();
+        model.state.fence = Some(State::default());
+        model
+    }
+
     /// What an agent of another layout finds when it has loaded: its maps hold who is who, and the
     /// hooks that stand look into the other ones.
     pub(super) fn change_layout(&mut self) {
@@ -143,6 +154,9 @@ impl Model {
     }
 
     fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
+        if *endpoint == Endpoint::nobodys(MODE_OFF) {
+            return Ok(());
+        }
         let known = self.state.slots.contains_key(&endpoint.slot);
         if !known && !self.forgotten.contains(&endpoint.slot) {
             return Err(format!("slot {} belongs to nobody", endpoint.slot));
@@ -275,6 +289,59 @@ impl Model {
         self.state.cgroup_links.insert(hook, LinkState::Good);
     }
 
+    fn fence(&mut self, op: &Op) {
+        let fence = self.state.fence.get_or_insert_default();
+        match op {
+            Op::Fence { ifindex } => {
+                assert!(fence.stands, "there is no fence to put it behind");
+                fence.anywhere.insert(*ifindex);
+            }
+            Op::LetBy { ifindex } => {
+                fence.anywhere.remove(ifindex);
+            }
+            Op::RaiseFence { devices } => {
+                fence.anywhere.clone_from(devices);
+                (fence.stands, fence.is_there) = (true, true);
+            }
+            _ => *fence = State::default(),
+        }
+        fence.devices.clone_from(&fence.anywhere);
+    }
+
+    /// Devices that the fence cuts off: what their hook passes is not marked, or they have none.
+    fn cut_off(&self) -> BTreeSet<u32> {
+        let behind = self.state.fence.iter().flat_map(|fence| &fence.anywhere);
+        let passes = |ifindex: &u32| {
+            let entry = self.state.devices.get(ifindex);
+            let marked = entry.is_some_and(|entry| entry.flags & FLAG_FENCED != 0);
+            marked && !self.state.shared.contains(ifindex) && {
+                !self.by_sender.contains(ifindex) && self.is_hooked(*ifindex, Direction::Ingress)
+            }
+        };
+        behind.copied().filter(|it| !passes(it)).collect()
+    }
+
+    /// In the node's network the NAT comes first.
+    fn check_cut(&self, ifindex: u32, endpoint: &Endpoint, desired: &DesiredState) {
+        let same = |old: &Endpoint| (old.mode, old.policy) == (endpoint.mode, endpoint.policy);
+        if self.state.devices.get(&ifindex).is_some_and(same) {
+            return;
+        }
+        let known = self.state.slots.get(&endpoint.slot);
+        let policy = self.state.policies.get(&endpoint.policy);
+        if let (Some(info), Some(policy)) = (known, policy)
+            && endpoint.mode == MODE_ENFORCE
+            && let Some(pod) = desired.pods.get(&text(&info.uid))
+            && !pod.host_network
+        {
+            let ip = IpAddr::from(Ipv4Addr::from(endpoint.v4_be));
+            assert!(
+                self.cut.contains(&(ip, policy.digest)),
+                "a policy opens a Service that has led its pod elsewhere"
+            );
+        }
+    }
+
     /// One step, as the kernel would take it.
     fn carry_out(&mut self, op: &Op, desired: &DesiredState) -> Result<(), String> {
         let state = &mut self.state;
@@ -325,6 +392,8 @@ impl Model {
             }
             Op::SetWays { slot, devices } => self.set_ways(*slot, devices)?,
             Op::SetDevice { ifindex, endpoint } => {
+                self.check_cut(*ifindex, endpoint, desired);
+                let state = &mut self.state;
                 state.devices.insert(*ifindex, *endpoint);
                 self.stale.remove(ifindex);
                 // Of a pod that nobody declares any more it is the same entry again.
@@ -345,6 +414,7 @@ impl Model {
             Op::RemoveCgroup { cgroup } => {
                 state.cgroups.remove(cgroup);
             }
+            Op::CutDiverted { pods } => self.cut.extend(pods.iter().map(|(ip, of)| (*ip, *of))),
             Op::AdoptFlows { slot, .. } => {
                 self.adopted.insert(*slot);
             }
@@ -355,6 +425,9 @@ impl Model {
                 self.detach(*ifindex, *direction);
             }
             Op::AttachCgroup(hook) | Op::SwapCgroup(hook) => self.attach_cgroup(*hook, desired),
+            Op::Fence { .. } | Op::LetBy { .. } | Op::RaiseFence { .. } | Op::LowerFence => {
+                self.fence(op);
+            }
             Op::Carry { .. } => {}
             Op::RemoveLayout { layout } => {
                 let mut links = state.links.values().chain(state.cgroup_links.values());
@@ -395,17 +468,23 @@ impl Executor for Model {
     }
 
     fn execute(&mut self, op: &Op, desired: &DesiredState) -> Result<u64, String> {
-        if self.fuel == 0 {
+        // What can't be ended of connections is told, and no failure.
+        if self.fuel == 0 && !matches!(op, Op::CutDiverted { .. }) {
             if !self.crash {
                 self.fuel = 2;
             }
             return Err("out of luck".into());
         }
-        self.fuel -= 1;
-        let open = self.open();
+        self.fuel = self.fuel.saturating_sub(1);
+        let (open, cut_off) = (self.open(), self.cut_off());
         self.carry_out(op, desired)?;
         self.writes += 1;
         assert!(self.open().is_subset(&open), "{op} leaves a way out open");
+        let kept = matches!(op, Op::RaiseFence { .. });
+        assert!(
+            kept || self.cut_off().is_subset(&cut_off),
+            "{op} cuts a device off"
+        );
         if let Err(broken) = self.check() {
             panic!("after {op}: {broken}\n{:#?}", self.state);
         }

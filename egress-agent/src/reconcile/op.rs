@@ -1,8 +1,8 @@
 //! What can be done to the kernel's state, one step at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egress_common::maps::{Config, Endpoint, PodInfo, PolicyInfo};
 
@@ -65,6 +65,10 @@ pub enum Op {
         slot: u32,
         devices: Vec<u32>,
     },
+    /// Ends connections of these pods, by address, that the node's NAT leads where their policy doesn't.
+    CutDiverted {
+        pods: BTreeMap<IpAddr, Digest>,
+    },
     /// Takes over the flows that stand, from conntrack.
     AdoptFlows {
         slot: u32,
@@ -92,6 +96,19 @@ pub enum Op {
     },
     AttachCgroup(CgroupHook),
     SwapCgroup(CgroupHook),
+    /// Has nothing come from a device but what its hook has marked.
+    Fence {
+        ifindex: u32,
+    },
+    /// Has the fence let by what comes from a device.
+    LetBy {
+        ifindex: u32,
+    },
+    /// Sets up the fence anew, with these devices behind it.
+    RaiseFence {
+        devices: BTreeSet<u32>,
+    },
+    LowerFence,
     /// Takes over what has come into the maps of another layout since the last time.
     Carry {
         layout: String,
@@ -134,6 +151,9 @@ impl fmt::Display for Op {
             Self::SetWays { slot, devices } => {
                 write!(f, "set the ways of slot {slot} to devices {devices:?}")
             }
+            Self::CutDiverted { pods } => {
+                write!(f, "end diverted connections of {} addresses", pods.len())
+            }
             Self::AdoptFlows { slot, .. } => write!(f, "adopt flows of slot {slot}"),
             Self::Attach { ifindex, direction } => {
                 write!(f, "attach {} of device {ifindex}", direction.name())
@@ -149,6 +169,12 @@ impl fmt::Display for Op {
             }
             Self::AttachCgroup(hook) => write!(f, "attach {} of kubepods", hook.name()),
             Self::SwapCgroup(hook) => write!(f, "swap {} of kubepods", hook.name()),
+            Self::Fence { ifindex } => write!(f, "put device {ifindex} behind the fence"),
+            Self::LetBy { ifindex } => write!(f, "let device {ifindex} by the fence"),
+            Self::RaiseFence { devices } => {
+                write!(f, "set up the fence for devices {devices:?}")
+            }
+            Self::LowerFence => f.write_str("take down the fence"),
             Self::Carry { layout } => write!(f, "take over the maps of {layout}"),
             Self::RemoveLayout { layout } => write!(f, "remove {layout}"),
         }

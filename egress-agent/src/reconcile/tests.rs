@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::maps::{
-    Config, FLAG_COVERED, FLAG_HOST_NETWORK, MODE_AUDIT, MODE_ENFORCE, MODE_OFF,
+    Config, Endpoint, FLAG_COVERED, FLAG_FENCED, FLAG_HOST_NETWORK, MODE_AUDIT, MODE_ENFORCE,
+    MODE_OFF,
 };
 use proptest::prelude::*;
 
@@ -13,6 +14,7 @@ use crate::api::lockdown::OnDeny;
 use crate::compile::{DesiredPod, DesiredState, Hold, Policy};
 use crate::datapath::maps::text;
 use crate::datapath::{CgroupHook, Direction, LinkState, Observed};
+use crate::fence::State;
 use crate::node::{Device, Sighting, Sightings};
 
 const CONFIG: Config = Config {
@@ -55,6 +57,10 @@ struct Moment {
     other_layout: bool,
     /// Entries of these policies' numbers are changed by somebody else, or removed.
     meddled: Vec<(u32, bool)>,
+    /// Devices on which somebody else's program sees what comes in, too.
+    shared: BTreeSet<u32>,
+    /// A stranger has taken down the fence.
+    flushed: bool,
 }
 
 fn pod_now() -> impl Strategy<Value = PodNow> {
@@ -89,9 +95,11 @@ fn moment() -> impl Strategy<Value = Moment> {
         any::<bool>(),
         prop::bool::weighted(0.2),
         prop::collection::vec((0_u32..8, any::<bool>()), 0..3),
+        prop::collection::btree_set(1_u32..7, 0..2),
+        prop::bool::weighted(0.1),
     )
         .prop_map(
-            |(pods, alive, outlying, fuel, crash, other_layout, meddled)| Moment {
+            |(pods, alive, outlying, fuel, crash, other_layout, meddled, shared, flushed)| Moment {
                 pods,
                 alive,
                 outlying,
@@ -99,6 +107,8 @@ fn moment() -> impl Strategy<Value = Moment> {
                 crash,
                 other_layout,
                 meddled,
+                shared,
+                flushed,
             },
         )
 }
@@ -106,6 +116,9 @@ fn moment() -> impl Strategy<Value = Moment> {
 fn uid(index: usize) -> String {
     format!("uid-{index}")
 }
+
+/// This one is a static pod; `declared` is its mirror.
+const STATIC: usize = 3;
 
 fn cgroup(index: usize) -> u64 {
     100 + index as u64
@@ -170,6 +183,9 @@ impl Moment {
         let outlying = self.outlying.intersection(&self.alive).copied();
         sightings.outlying = devices.map(|it| it.ifindex).chain(outlying).collect();
         sightings.devices.clone_from(&self.alive);
+        if self.pods.get(STATIC).is_some_and(|pod| pod.running) {
+            sightings.statics = [(uid(STATIC), cgroup(STATIC))].into();
+        }
         sightings
     }
 }
@@ -182,13 +198,19 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         .map(|(slot, info)| (text(&info.uid), *slot))
         .collect();
     prop_assert_eq!(slots.len(), observed.slots.len(), "one slot a pod");
+    prop_assert!(!observed.slots.contains_key(&0), "0 is nobody's");
     let sightings = moment.sightings();
     for (index, now) in moment.pods.iter().enumerate() {
         let slot = slots.get(&uid(index)).copied();
         let Some(entry) = observed.cgroups.get(&cgroup(index)) else {
-            prop_assert!(!(now.declared && now.running), "pod {} has no entry", index);
+            let known = now.declared || index == STATIC;
+            prop_assert!(!(known && now.running), "pod {} has no entry", index);
             continue;
         };
+        if index == STATIC && now.running && !now.declared && entry.mode == MODE_OFF {
+            prop_assert_eq!(*entry, Endpoint::nobodys(MODE_OFF));
+            continue;
+        }
         prop_assert_eq!(Some(entry.slot), slot);
         if !now.declared || !now.running {
             continue;
@@ -237,6 +259,7 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
         prop_assert!(moment.alive.contains(ifindex));
     }
     check_outlying(&sightings, &slots, observed)?;
+    check_fence(observed)?;
     let mut used = observed.used_policies();
     used.remove(&0);
     let wanted = moment.desired().policies;
@@ -252,6 +275,24 @@ fn check_settled(moment: &Moment, observed: &Observed) -> Result<(), TestCaseErr
     prop_assert!(
         observed.layouts.is_empty(),
         "pins of another layout are left"
+    );
+    Ok(())
+}
+
+/// Behind the fence is who is enforced, unless somebody else could take the mark off.
+fn check_fence(observed: &Observed) -> Result<(), TestCaseError> {
+    let fence = observed.fence.as_ref().expect("the model has one");
+    let mut behind = BTreeSet::new();
+    for (ifindex, endpoint) in &observed.devices {
+        let wanted = endpoint.mode == MODE_ENFORCE && !observed.shared.contains(ifindex);
+        prop_assert_eq!(endpoint.flags & FLAG_FENCED != 0, wanted);
+        behind.extend(wanted.then_some(*ifindex));
+    }
+    prop_assert_eq!(&fence.devices, &behind);
+    prop_assert_eq!(&fence.anywhere, &behind);
+    prop_assert_eq!(
+        (fence.stands, fence.is_there),
+        (!behind.is_empty(), !behind.is_empty())
     );
     Ok(())
 }
@@ -292,13 +333,17 @@ proptest! {
     fn any_history_ends_in_the_desired_state(
         moments in prop::collection::vec(moment(), 1..8)
     ) {
-        let mut reconciler = Reconciler::new(Model::default());
+        let mut reconciler = Reconciler::new(Model::fenced());
         for (time, moment) in moments.iter().enumerate() {
             let (desired, sightings) = (moment.desired(), moment.sightings());
             let model = &mut reconciler.executor;
             model.set_alive(moment.alive.clone());
             if moment.other_layout {
                 model.change_layout();
+            }
+            model.state.shared.clone_from(&moment.shared);
+            if moment.flushed {
+                model.state.fence = Some(State::default());
             }
             for (number, removes) in &moment.meddled {
                 model.meddle(*number, *removes);
@@ -350,6 +395,8 @@ fn one(hold: Hold, devices: &[u32]) -> Moment {
         crash: false,
         other_layout: false,
         meddled: vec![],
+        shared: BTreeSet::new(),
+        flushed: false,
     }
 }
 
@@ -365,7 +412,7 @@ fn settle(reconciler: &mut Reconciler<Model>, moment: &Moment) -> Observed {
 
 #[test]
 fn a_device_stays_the_pods_when_its_other_end_is_moved_away() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     settle(&mut reconciler, &one(Hold::Enforce, &[3]));
     let mut moved = one(Hold::Enforce, &[]);
     let observed = settle(&mut reconciler, &moved);
@@ -383,7 +430,7 @@ fn a_device_stays_the_pods_when_its_other_end_is_moved_away() {
 
 #[test]
 fn a_held_pod_without_an_object_stays_held_while_it_runs() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     let mut moment = one(Hold::Enforce, &[3]);
     let held = settle(&mut reconciler, &moment);
     moment.pods[0].declared = false;
@@ -396,7 +443,7 @@ fn a_held_pod_without_an_object_stays_held_while_it_runs() {
 
 #[test]
 fn the_gate_stays_open_until_every_known_pod_has_its_entry() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     let moment = one(Hold::Enforce, &[3]);
     reconciler.executor.set_alive(moment.alive.clone());
     // Enough for the settings and a part of the policy.
@@ -411,7 +458,7 @@ fn the_gate_stays_open_until_every_known_pod_has_its_entry() {
 
 #[test]
 fn a_device_is_judged_by_the_sender_until_it_is_somebodys() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     let mut moment = one(Hold::Enforce, &[]);
     moment.outlying = [3, 4].into();
     let ingress = |observed: &Observed, ifindex| observed.link(ifindex, Direction::Ingress);
@@ -438,7 +485,7 @@ fn a_device_is_judged_by_the_sender_until_it_is_somebodys() {
 
 #[test]
 fn with_its_device_a_pods_way_past_the_cgroup_hook_goes() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     let mut moment = one(Hold::Enforce, &[3, 4]);
     let observed = settle(&mut reconciler, &moment);
     assert_eq!(observed.cgroups[&cgroup(0)].passes_with(), 2);
@@ -474,8 +521,37 @@ fn with_its_device_a_pods_way_past_the_cgroup_hook_goes() {
 }
 
 #[test]
+fn the_fence_is_closed_for_enforced_devices_and_opens_before_their_hooks_go() {
+    let mut reconciler = Reconciler::new(Model::fenced());
+    let behind = |observed: &Observed| observed.fence.clone().expect("the model has one").devices;
+    let mut moment = one(Hold::Audit, &[3]);
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.fence, Some(State::default()));
+    moment.pods[0].hold = Hold::Enforce;
+    moment.pods.push(one(Hold::Enforce, &[4]).pods.remove(0));
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(behind(&observed), [3, 4].into());
+    // A stranger comes before the hook: it stays closed until ours is first, and then it must open.
+    let model = &mut reconciler.executor.state;
+    model.shared = [3].into();
+    let ingress = (3, Direction::Ingress);
+    model.links.insert(ingress, LinkState::Displaced);
+    assert_eq!(behind(&settle(&mut reconciler, &moment)), [4].into());
+    reconciler.executor.state.shared.clear();
+    // A stray one, of a device that was nobody's.
+    let fence = reconciler.executor.state.fence.as_mut().expect("one");
+    fence.anywhere.insert(99);
+    assert_eq!(behind(&settle(&mut reconciler, &moment)), [3, 4].into());
+    // The last ones go: the model says in which order.
+    moment.pods[0].hold = Hold::Off;
+    moment.pods[1].hold = Hold::Audit;
+    let observed = settle(&mut reconciler, &moment);
+    assert_eq!(observed.fence, Some(State::default()));
+}
+
+#[test]
 fn a_pod_keeps_its_slot_and_flows_when_somebody_removes_what_is_known_of_it() {
-    let mut reconciler = Reconciler::new(Model::default());
+    let mut reconciler = Reconciler::new(Model::fenced());
     let mut moment = one(Hold::Enforce, &[3]);
     moment.pods.push(one(Hold::Enforce, &[4]).pods.remove(0));
     let before = settle(&mut reconciler, &moment);

@@ -31,6 +31,8 @@ pub enum Kind {
     WayOut,
     /// A pod that has a gateway's labels, and may be none.
     Impostor,
+    /// A gateway whose pods are in another namespace than the object that says so.
+    ForeignGateway,
     /// A pod that asks its sidecar to leave some of its traffic alone.
     SidecarExclusion,
     /// A pod that keeps out of its mesh.
@@ -60,6 +62,7 @@ impl Kind {
             Self::HostNetwork => "host-network",
             Self::WayOut => "way-out",
             Self::Impostor => "impostor",
+            Self::ForeignGateway => "foreign-gateway",
             Self::SidecarExclusion => "sidecar-exclusion",
             Self::NoSidecar => "no-sidecar",
             Self::SidecarUid => "sidecar-uid",
@@ -129,6 +132,7 @@ pub fn assess(
     risks.extend(settings.allow_any.then(policies::allow_any));
     risks.extend(reach::ways_out(index, &compiled));
     risks.extend(reach::impostors(index, &compiled));
+    risks.extend(reach::foreign_gateways(index));
     for object in objects {
         if let Object::Pod(pod) = object {
             risks.extend(pods::of_pod(pod, held(&compiled, pod)));

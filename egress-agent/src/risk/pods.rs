@@ -51,6 +51,11 @@ fn standing(kind: Kind, pod: &DesiredPod) -> (Standing, &'static str, &'static s
         );
     }
     match (pod.hold, pod.host_network) {
+        (Hold::Enforce, false) if kind == Kind::NetworkCapability => (
+            Standing::Neutralized,
+            "it is held below its reach, and what NET_ADMIN can send past that ends at the fence",
+            "see that `egressctl status` on its node tells of a fence that is closed for all devices",
+        ),
         (Hold::Enforce, false) => (
             Standing::Neutralized,
             "it is held below its reach",

@@ -183,3 +183,40 @@ pub(super) fn impostors(index: &Index, compiled: &Compiled) -> Vec<Risk> {
     }
     risks
 }
+
+/// `VirtualGateway`s that take pods of another namespace for gateways, and so let them go.
+pub(super) fn foreign_gateways(index: &Index) -> Vec<Risk> {
+    let mut risks = Vec::new();
+    for (name, declared) in index.virtual_gateways() {
+        for (at, workload) in declared.spec.workloads.iter().enumerate() {
+            let selector = &workload.selector;
+            let Some(namespace) = &selector.namespace else {
+                continue;
+            };
+            if *namespace == name.namespace {
+                continue;
+            }
+            let pods = index.pods().iter().filter(|(key, pod)| {
+                key.namespace == *namespace && selects(&selector.labels, &pod.labels)
+            });
+            risks.push(Risk {
+                standing: Standing::Open,
+                kind: Kind::ForeignGateway,
+                object: format!("VirtualGateway/{name}"),
+                at: format!("spec.workloads[{at}].selector.namespace"),
+                text: format!(
+                    "who may write it in namespace {} takes pods of namespace {namespace} from \
+                     their lockdowns, now {}",
+                    name.namespace,
+                    pods.count()
+                ),
+                advice: format!(
+                    "move it to namespace {namespace}, or let nobody but operators write \
+                     VirtualGateways in {}",
+                    name.namespace
+                ),
+            });
+        }
+    }
+    risks
+}

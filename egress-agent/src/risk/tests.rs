@@ -393,6 +393,27 @@ fn who_has_a_gateways_labels_is_looked_at() {
 }
 
 #[test]
+fn gateways_in_another_namespace_than_their_object_are_told() {
+    let gateway = |namespace: &str| {
+        let selector = json!({ "namespace": namespace, "labels": { "istio": "egress" } });
+        ours(
+            "VirtualGateway",
+            &json!({
+                "workloads": [{ "selector": selector }],
+                "listeners": [{ "port": { "number": 443 }, "tls": { "mode": "ISTIO_MUTUAL" } }],
+            }),
+        )
+    };
+    assert_eq!(told(&[gateway("egress")]), []);
+    let expected = [(
+        Standing::Open,
+        Kind::ForeignGateway,
+        "VirtualGateway/egress/x".to_owned(),
+    )];
+    assert_eq!(told(&[gateway("shop")]), expected);
+}
+
+#[test]
 fn lockdowns_that_do_not_enforce_are_told() {
     let at = |spec: &Value| {
         let risks = risks(&[lockdown("shop", spec)]);

@@ -21,6 +21,14 @@ pub struct Health {
     /// Since when something isn't: the state is at least as new as this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_since: Option<Timestamp>,
+    /// Pods of the whole cluster are watched: a gateway runs here, or very many are declared.
+    #[serde(skip_serializing_if = "is_not")]
+    pub all_pods: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_not(fact: &bool) -> bool {
+    !fact
 }
 
 impl Default for Health {
@@ -28,6 +36,7 @@ impl Default for Health {
         Self {
             connected: true,
             stale_since: None,
+            all_pods: false,
         }
     }
 }

@@ -134,7 +134,12 @@ async fn answer(
                 ),
             }
         }
-        Route::Alive => ("200 OK", PLAIN, "ok\n".to_owned()),
+        Route::Alive if is_alive(metrics.stuck_for()) => ("200 OK", PLAIN, "ok\n".to_owned()),
+        Route::Alive => (
+            "503 Service Unavailable",
+            PLAIN,
+            "the agent's loop is stuck in a pass\n".to_owned(),
+        ),
         Route::Ready if metrics.has_synced() => ("200 OK", PLAIN, "ok\n".to_owned()),
         Route::Ready => (
             "503 Service Unavailable",
@@ -176,10 +181,18 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
     Ok(head)
 }
 
+/// A pass asks no API server and waits for nobody: whoever waits for objects goes round meanwhile. One
+/// that takes so long will not end, and an agent may be killed at any moment.
+const STUCK: Duration = Duration::from_mins(10);
+
+fn is_alive(stuck_for: Duration) -> bool {
+    stuck_for < STUCK
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
     Metrics,
-    /// Answers as long as anything does.
+    /// Whether the agent's loop goes round.
     Alive,
     /// Whether this agent has brought the kernel in step once.
     Ready,
@@ -215,6 +228,8 @@ fn route(head: &[u8]) -> Route {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -261,6 +276,20 @@ mod tests {
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503 "));
         metrics.reconciled(Duration::from_millis(1), 1, 0);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn a_loop_that_goes_round_is_alive_and_one_that_is_stuck_is_not() {
+        assert!(is_alive(Duration::from_mins(9)));
+        assert!(!is_alive(STUCK));
+        let pause = Duration::from_millis(20);
+        let begin = Instant::now();
+        let metrics = Metrics::new(None);
+        std::thread::sleep(pause);
+        assert!(metrics.stuck_for() >= pause);
+        metrics.goes_round();
+        // Counted from then on, however long this takes.
+        assert!(metrics.stuck_for() + pause <= begin.elapsed());
     }
 
     #[tokio::test]

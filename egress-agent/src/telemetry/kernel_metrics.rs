@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::decode::text;
 use crate::datapath::pinned::{Pinned, PinnedError};
+use crate::fence::{Facts, Fence, Part};
 
 /// Reads the pins at each scrape.
 #[derive(Debug)]
@@ -64,7 +65,12 @@ impl KernelMetrics {
                 (namespace, pod, counters)
             })
             .collect();
-        Ok(Sample { pods, maps })
+        Ok(Sample {
+            pods,
+            maps,
+            fence: Fence::facts(Part::Fence).ok(),
+            gate: Fence::facts(Part::Gate).ok(),
+        })
     }
 }
 
@@ -85,6 +91,9 @@ struct Sample {
     pods: Vec<(String, String, PodCounters)>,
     /// Name, entries, room.
     maps: Vec<(&'static str, u64, u64)>,
+    /// None where the kernel has no `nf_tables`.
+    fence: Option<Facts>,
+    gate: Option<Facts>,
 }
 
 fn write(mut encoder: DescriptorEncoder, sample: Option<&Sample>) -> Result<(), fmt::Error> {
@@ -157,6 +166,44 @@ fn write(mut encoder: DescriptorEncoder, sample: Option<&Sample>) -> Result<(), 
         let entries = i64::try_from(*entries).unwrap_or(i64::MAX);
         ConstGauge::new(entries).encode(most.encode_family(&[("map", *map)])?)?;
     }
+    if let Some(facts) = &sample.fence {
+        write_fence(&mut encoder, facts)?;
+    }
+    if let Some(facts) = &sample.gate {
+        write_gate(&mut encoder, facts)?;
+    }
+    Ok(())
+}
+
+fn write_gate(encoder: &mut DescriptorEncoder, facts: &Facts) -> Result<(), fmt::Error> {
+    let help = "Packets from devices that no agent had looked at yet, by family of nf_tables";
+    write_dropped(encoder, "gate_dropped_packets", help, facts)
+}
+
+fn write_fence(encoder: &mut DescriptorEncoder, facts: &Facts) -> Result<(), fmt::Error> {
+    let devices = i64::try_from(facts.devices.len()).unwrap_or(i64::MAX);
+    ConstGauge::new(devices).encode(encoder.encode_descriptor(
+        "fence_devices",
+        "Devices from which the fence lets nothing by that their hook has not passed",
+        None,
+        MetricType::Gauge,
+    )?)?;
+    let help =
+        "Packets that the kernel handed on past the hook of their device, by family of nf_tables";
+    write_dropped(encoder, "fence_dropped_packets", help, facts)
+}
+
+fn write_dropped(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    facts: &Facts,
+) -> Result<(), fmt::Error> {
+    let mut dropped = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (family, packets) in &facts.dropped {
+        let labels = [("family", family.name())];
+        ConstCounter::new(*packets).encode(dropped.encode_family(&labels)?)?;
+    }
     Ok(())
 }
 
@@ -179,6 +226,7 @@ fn reasons(
 
 #[cfg(test)]
 mod tests {
+    use crate::fence::Family;
     use egress_common::maps::Count;
     use egress_common::reason::REASONS;
     use prometheus_client::registry::Registry;
@@ -208,6 +256,15 @@ mod tests {
             let sample = Sample {
                 pods: vec![("bookinfo".to_owned(), "reviews-v1".to_owned(), counters)],
                 maps: vec![(name::EXACT4, 5, 262_144)],
+                fence: Some(Facts {
+                    devices: [7, 9].into(),
+                    dropped: [(Family::Bridge, 6)].into(),
+                    ..Facts::default()
+                }),
+                gate: Some(Facts {
+                    dropped: [(Family::Inet, 2)].into(),
+                    ..Facts::default()
+                }),
             };
             write(encoder, Some(&sample))
         }
@@ -230,6 +287,9 @@ mod tests {
             format!("sallyport_events_lost_total{{{pod}}} 4"),
             "sallyport_map_entries{map=\"sp_exact4\"} 5".to_owned(),
             "sallyport_map_max_entries{map=\"sp_exact4\"} 262144".to_owned(),
+            "sallyport_fence_devices 2".to_owned(),
+            "sallyport_fence_dropped_packets_total{family=\"bridge\"} 6".to_owned(),
+            "sallyport_gate_dropped_packets_total{family=\"inet\"} 2".to_owned(),
         ] {
             assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
         }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -60,9 +61,14 @@ pub struct Metrics {
     source_errors: Counter,
     source_connected: Gauge,
     source_stale_since: Gauge,
+    source_all_pods: Gauge,
+    nodes_without_agent: Gauge,
     last_sync: Gauge,
     policy: PolicyMetrics,
     nri: NriMetrics,
+    begin: Instant,
+    /// Milliseconds from then until the agent's loop went round last.
+    went_round: AtomicU64,
 }
 
 impl fmt::Debug for Metrics {
@@ -125,6 +131,7 @@ impl Metrics {
             "Fields of policy objects that are not honoured, by kind and by what becomes of them",
             findings.clone(),
         );
+        let (nodes_without_agent, source_all_pods) = of_the_cluster(&mut registry);
         registry.register(
             "source_errors",
             "Failures to read the source of objects",
@@ -166,10 +173,26 @@ impl Metrics {
             source_errors,
             source_connected,
             source_stale_since,
+            source_all_pods,
+            nodes_without_agent,
             last_sync,
             policy,
             nri,
+            begin: Instant::now(),
+            went_round: AtomicU64::new(0),
         })
+    }
+
+    /// The agent's loop goes round, be there something to do or not.
+    pub fn goes_round(&self) {
+        let now = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.went_round.store(now, Ordering::Relaxed);
+    }
+
+    /// How long ago the agent's loop went round.
+    pub fn stuck_for(&self) -> Duration {
+        let last = Duration::from_millis(self.went_round.load(Ordering::Relaxed));
+        self.begin.elapsed().saturating_sub(last)
     }
 
     /// Whether the kernel was as desired at least once since this agent was started.
@@ -245,6 +268,11 @@ impl Metrics {
         }
     }
 
+    /// How many nodes have no agent: set by who writes the statuses.
+    pub fn nodes_without_agent(&self) -> Gauge {
+        self.nodes_without_agent.clone()
+    }
+
     /// Whether the source is being followed.
     pub fn set_source(&self, health: &crate::source::Health) {
         self.source_connected.set(health.connected.into());
@@ -252,6 +280,7 @@ impl Metrics {
             .stale_since
             .map_or(0, k8s_openapi::jiff::Timestamp::as_second);
         self.source_stale_since.set(since);
+        self.source_all_pods.set(health.all_pods.into());
     }
 
     /// The source could not be read.
@@ -265,6 +294,21 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+fn of_the_cluster(registry: &mut Registry) -> (Gauge, Gauge) {
+    let (nodes, pods) = (Gauge::default(), Gauge::default());
+    registry.register(
+        "nodes_without_agent",
+        "Linux nodes from which no agent reports, by the agent that writes the statuses; 0 elsewhere",
+        nodes.clone(),
+    );
+    registry.register(
+        "source_all_pods",
+        "1 while pods of the whole cluster are watched, as where a gateway runs",
+        pods.clone(),
+    );
+    (nodes, pods)
 }
 
 fn disturbances(registry: &mut Registry) -> Family<DisturbanceLabels, Counter> {

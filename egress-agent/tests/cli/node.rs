@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap};
 use aya::programs::links::FdLink;
@@ -13,8 +14,7 @@ use aya::programs::{
     CgroupAttachMode, LinkOrder, Program, SchedClassifier, TcAttachType, TestRun as _,
     TestRunOptions,
 };
-use aya::{Ebpf, EbpfLoader};
-use egress_agent::datapath::layout;
+use egress_agent::datapath::{DeviceHooks, layout, loader, object};
 use egress_common::Reason;
 use egress_common::limits::MAX_RANGES;
 use egress_common::maps::{
@@ -43,11 +43,6 @@ pub fn on_a_node(name: &'static str, test: impl FnOnce(&Node) + Send + 'static) 
         println!("skipped: cli {name}: needs root");
         return;
     }
-    let object = std::env::var("SALLYPORT_EBPF_OBJECT").expect(
-        "SALLYPORT_EBPF_OBJECT names the kernel object, `cargo xtask test` builds it; \
-         SALLYPORT_SKIP_ROOT_TESTS=1 leaves this test out",
-    );
-    let object = std::fs::read(object).expect("read the kernel object");
     // Namespaces are a thread's, and so are those of the processes it starts.
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
@@ -72,7 +67,7 @@ pub fn on_a_node(name: &'static str, test: impl FnOnce(&Node) + Send + 'static) 
         std::fs::write(pod.join("cgroup.procs"), sleeper.id().to_string()).expect("move it");
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             test(&Node {
-                ebpf: RefCell::new(Some(install(&bpffs, &cgroup, &object))),
+                ebpf: RefCell::new(Some(install(&bpffs, &cgroup))),
                 run_dir: dir.path().join("run"),
                 cgroup: cgroup.clone(),
                 bpffs: bpffs.clone(),
@@ -115,15 +110,16 @@ pub fn root(bpffs: &Path) -> PathBuf {
 }
 
 /// Loads, fills, attaches and pins.
-fn install(bpffs: &Path, kubepods: &Path, object: &[u8]) -> Ebpf {
+fn install(bpffs: &Path, kubepods: &Path) -> Ebpf {
     let root = root(bpffs);
     let (maps, links) = (root.join("maps"), root.join("links"));
     for directory in [&maps, &links] {
         std::fs::create_dir_all(directory).expect("mkdir");
     }
-    let mut ebpf = EbpfLoader::new()
+    let mut ebpf = loader()
+        .unwrap()
         .default_map_pin_directory(&maps)
-        .load(object)
+        .load(object(DeviceHooks::Tcx).expect("the kernel object"))
         .expect("load the kernel object");
     let id = std::fs::metadata(kubepods.join("pod")).expect("stat").ino();
     fill(&mut ebpf, id);

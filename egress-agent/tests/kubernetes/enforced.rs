@@ -97,6 +97,7 @@ fn sightings(bodies: &[Body]) -> Sightings {
             .collect(),
         outlying: bodies.iter().map(|body| body.ifindex).collect(),
         devices: bodies.iter().map(|body| body.ifindex).collect(),
+        ..Sightings::default()
     }
 }
 

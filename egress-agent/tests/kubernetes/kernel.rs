@@ -201,8 +201,13 @@ impl Memory {
                 state.policies.remove(number);
             }
             Op::ZeroCounters { .. }
+            | Op::CutDiverted { .. }
             | Op::AdoptFlows { .. }
             | Op::Carry { .. }
+            | Op::Fence { .. }
+            | Op::LetBy { .. }
+            | Op::RaiseFence { .. }
+            | Op::LowerFence
             | Op::RemoveLayout { .. } => {}
             Op::SetPodInfo { slot, info } => {
                 state.slots.insert(*slot, **info);

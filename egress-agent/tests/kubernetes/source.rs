@@ -4,7 +4,7 @@ use serde_json::json;
 use xtask::apiserver::{definition, gloo_definitions};
 
 use super::objects::{self, NODE, gloo};
-use super::world::{Follower, cluster};
+use super::world::{Follower, PACE, cluster};
 use egress_agent::api::lockdown::Mode;
 use egress_agent::index::Key;
 
@@ -34,6 +34,29 @@ async fn only_this_nodes_pods_and_gateways_are_read() {
     web["metadata"]["labels"]["app"] = json!("other");
     api.delete(&web).unwrap();
     follower.until("no pod", |f| f.pods().is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_kubelets_write_of_their_nodes_all_the_time_is_no_news() {
+    let api = cluster();
+    let mut follower = Follower::new(&api).await;
+    follower.until("the first state", |f| f.changes > 0).await;
+    let mut node = objects::node("node-2", 2);
+    for second in 0..20 {
+        let beat = format!("2026-01-01T00:00:{second:02}Z");
+        node["status"]["conditions"] = json!([{ "type": "Ready", "lastHeartbeatTime": beat }]);
+        api.apply(&node).unwrap();
+    }
+    follower.quiet().await;
+    // Nor is a list of the same.
+    api.compact();
+    api.break_connections();
+    tokio::time::sleep(PACE.first * 10).await;
+    follower.updates.take();
+    node["spec"]["podCIDRs"] = json!(["10.244.2.0/24", "fd00:244:2::/64"]);
+    api.apply(&node).unwrap();
+    let both = |f: &Follower| f.index.nodes()["node-2"].pod_cidrs.len() == 2;
+    follower.until("what does matter", both).await;
 }
 
 #[tokio::test]

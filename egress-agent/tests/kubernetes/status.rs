@@ -1,126 +1,15 @@
-//! Node reports, statuses and Events of several agents, whose passes are played: they hold whatever
-//! is declared.
+//! Node reports, statuses and Events of several agents.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use egress_agent::agent::status::{Board, Notice, Regarding, Telling, Terms};
-use egress_agent::index::{Index, Problem};
-use egress_agent::reconcile::{Coverage, NodeStatus, PodStatus};
-use egress_agent::source::kubernetes::{Kubernetes, Settings, client};
+use egress_agent::agent::status::{Notice, Regarding};
+use egress_agent::reconcile::{Coverage, PodStatus};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
-use xtask::apiserver::ApiServer;
+use xtask::apiserver::gloo_definitions;
 
-use crate::objects::NODE;
-use crate::world::{PACE, PATIENCE, cluster, log};
-
-/// Quick, so that a test is.
-const TERMS: Terms = Terms {
-    duration: Duration::from_secs(2),
-    renew: Duration::from_millis(400),
-    poll: Some(Duration::from_millis(400)),
-};
-
-/// What a pass would know of this node.
-#[derive(Clone, Default)]
-struct Held {
-    status: NodeStatus,
-    /// The node can't bring what is declared into force.
-    failures: BTreeSet<String>,
-}
-
-struct Agent {
-    telling: Telling,
-    passes: JoinHandle<()>,
-    source: JoinHandle<()>,
-    held: Arc<Mutex<Held>>,
-    board: Arc<Mutex<Board>>,
-}
-
-impl Agent {
-    async fn begin(api: &ApiServer, node: &str) -> Self {
-        log();
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("config");
-        std::fs::write(&file, api.kubeconfig()).expect("write it");
-        let client = client(Some(&file)).await.expect("a client");
-        let settings = Settings {
-            node: node.to_owned(),
-            cluster: None,
-            clients: false,
-            pace: PACE,
-        };
-        let (source, mut updates) = Kubernetes::new(client.clone(), settings);
-        let source = tokio::spawn(source.run());
-        let (board, following) = Board::new();
-        let board = Arc::new(Mutex::new(board));
-        let held = Arc::<Mutex<Held>>::default();
-        let telling = Telling::begin(client, node, TERMS, following);
-        let (known, passed) = (Arc::clone(&held), Arc::clone(&board));
-        let passes = tokio::spawn(async move {
-            let mut index = Index::default();
-            loop {
-                let ended = tokio::time::timeout(Duration::from_millis(50), updates.changed());
-                if let Ok(Err(_)) = ended.await {
-                    return;
-                }
-                let mut update = updates.take();
-                let (changed, declared) = (update.apply(&mut index), update.declared.take());
-                let mut board = passed.lock().expect("a board");
-                let news = declared.is_some();
-                if let Some(declared) = declared {
-                    board.declare(declared);
-                }
-                if changed || news {
-                    let problems: Vec<Problem> = index.problems().cloned().collect();
-                    board.compiled(&index, &problems, std::iter::empty());
-                }
-                let Held { status, failures } = known.lock().expect("it").clone();
-                if !index.nodes().is_empty() {
-                    board.publish(failures.is_empty(), &status, &failures);
-                }
-            }
-        });
-        Self {
-            telling,
-            passes,
-            source,
-            held,
-            board,
-        }
-    }
-
-    fn set(&self, change: impl FnOnce(&mut Held)) {
-        change(&mut self.held.lock().expect("it"));
-    }
-
-    /// As SIGTERM does.
-    async fn end(self) {
-        self.passes.abort();
-        self.source.abort();
-        self.telling.end().await;
-    }
-
-    /// As SIGKILL does.
-    fn kill(self) {
-        self.passes.abort();
-        self.source.abort();
-        drop(self.telling);
-    }
-}
-
-fn object(version: &str, kind: &str, namespace: &str, name: &str) -> Value {
-    json!({ "apiVersion": version, "kind": kind,
-        "metadata": { "name": name, "namespace": namespace } })
-}
-
-fn get(api: &ApiServer, kind: &str, name: &str) -> Option<Value> {
-    let of = |namespace| object("sallyport.dev/v1alpha1", kind, namespace, name);
-    let found = api.get(&of("bookinfo"));
-    found.map(|object| (*object).clone())
-}
+use crate::agents::{Agent, condition, events, get, holder, object, until, until_holds};
+use crate::objects::{NODE, gloo};
+use crate::world::cluster;
 
 fn lockdown(name: &str, spec: &Value) -> Value {
     json!({ "apiVersion": "sallyport.dev/v1alpha1", "kind": "EgressLockdown",
@@ -130,65 +19,6 @@ fn lockdown(name: &str, spec: &Value) -> Value {
 fn service(name: &str, spec: &Value) -> Value {
     json!({ "apiVersion": "sallyport.dev/v1alpha1", "kind": "ExternalService",
         "metadata": { "name": name, "namespace": "bookinfo" }, "spec": spec })
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
-    let conditions = object["status"]["conditions"].as_array();
-    let found = conditions.and_then(|all| all.iter().find(|it| it["type"] == kind));
-    found.unwrap_or(&Value::Null)
-}
-
-fn holds(object: Option<&Value>, kind: &str, status: &str) -> bool {
-    object.is_some_and(|object| {
-        let condition = condition(object, kind);
-        condition["status"] == status
-            && condition["observedGeneration"] == object["metadata"]["generation"]
-    })
-}
-
-async fn until<T>(what: &str, mut found: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match found() {
-            Ok(found) => return found,
-            Err(seen) => assert!(Instant::now() < deadline, "{what}: {seen}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Waits for a condition of an object at its own generation.
-async fn until_holds(api: &ApiServer, kind: &str, name: &str, of: &str, status: &str) -> Value {
-    until(&format!("{kind} {name}: {of} {status}"), || {
-        let object = get(api, kind, name);
-        if holds(object.as_ref(), of, status) {
-            return Ok(object.expect("it holds"));
-        }
-        Err(format!("{object:?}"))
-    })
-    .await
-}
-
-fn holder(api: &ApiServer) -> String {
-    let lease = object(
-        "coordination.k8s.io/v1",
-        "Lease",
-        "default",
-        "sallyport-status",
-    );
-    let lease = api.get(&lease);
-    let holder = lease.map(|lease| lease["spec"]["holderIdentity"].clone());
-    holder
-        .unwrap_or_default()
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn events(api: &ApiServer, namespace: &str) -> Vec<Value> {
-    let all = api.list("events.k8s.io", "v1", "events");
-    let of = |event: &Value| event["metadata"]["namespace"] == namespace;
-    all.into_iter().filter(of).collect()
 }
 
 fn uncovered_pod() -> PodStatus {
@@ -428,4 +258,31 @@ async fn a_bad_object_is_told_with_field_and_reason_and_holds_up_no_other() {
         .collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     two.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_honoured_in_an_object_of_gloo_mesh_is_told_of_that_object() {
+    let api = cluster();
+    for definition in gloo_definitions() {
+        api.apply(&definition).expect("a definition");
+    }
+    let spec = json!({ "hosts": ["a.example.com"], "ports": [{ "number": 80, "colour": "red" }] });
+    let theirs = gloo(service("theirs", &spec));
+    api.apply(&theirs).expect("it");
+    let agent = Agent::begin(&api, NODE).await;
+    let event = until("an Event", || {
+        let events = events(&api, "bookinfo");
+        let found = events.iter().find(|it| it["regarding"]["name"] == "theirs");
+        found.cloned().ok_or(format!("{events:?}"))
+    })
+    .await;
+    assert_eq!(event["reason"], "Ignored");
+    let regarding = &event["regarding"];
+    assert_eq!(regarding["apiVersion"], "networking.gloo.solo.io/v2");
+    let note = event["note"].as_str().expect("text");
+    assert!(note.starts_with("spec.ports[0].colour"), "{note}");
+    // Its status is Gloo Mesh's to write.
+    let there = api.get(&theirs).expect("it is there");
+    assert!(there["status"].is_null(), "{there}");
+    agent.end().await;
 }

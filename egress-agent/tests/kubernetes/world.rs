@@ -20,6 +20,7 @@ pub const PACE: Pace = Pace {
     answer: Duration::from_secs(3),
     watch: Duration::from_secs(30),
     silence: Duration::from_secs(2),
+    forbidden: Duration::from_millis(500),
 };
 
 /// Logs as `RUST_LOG` says.
@@ -76,6 +77,7 @@ impl Follower {
             node: NODE.to_owned(),
             cluster: None,
             clients: true,
+            gloo: true,
             pace,
         };
         let (source, updates) = Kubernetes::new(client, settings);

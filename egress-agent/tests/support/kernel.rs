@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, DevMap, HashMap, LpmTrie, PerCpuArray};
 use aya::programs::{CgroupSkb, Program, SchedClassifier, TestRun, TestRunOptions};
-use aya::{Ebpf, EbpfLoader};
-use egress_agent::datapath::layout;
+use egress_agent::datapath::{DeviceHooks, layout, loader, object};
 use egress_common::maps::{
     Config, Covered, Endpoint, ExactKey4, ExactKey6, ExactRule, Flow, FlowKey, Inbound,
     MODE_ENFORCE, NETWORKS, NO_WAYS, PodCounters, PrefixKey4, PrefixKey6, PrefixRule, covered_mark,
@@ -53,32 +53,25 @@ pub struct Kernel {
     bpffs: Bpffs,
 }
 
-fn named() -> PathBuf {
-    let object = std::env::var_os("SALLYPORT_EBPF_OBJECT");
-    let object = object
-        .expect("SALLYPORT_EBPF_OBJECT names the kernel object; `cargo xtask test` builds it");
-    object.into()
-}
-
 impl Kernel {
     /// Loads every program; the tables are empty but for the configuration.
     pub fn load() -> Self {
-        Self::load_object(&named())
+        Self::load_for(DeviceHooks::Tcx)
     }
 
     /// The same of the object for kernels below 6.6, which lies beside the other.
     pub fn load_in_parts() -> Self {
-        Self::load_object(&named().with_file_name("egress-ebpf-in-parts.o"))
+        Self::load_for(DeviceHooks::Clsact)
     }
 
-    fn load_object(object: &Path) -> Self {
+    fn load_for(hooks: DeviceHooks) -> Self {
         // SAFETY: no arguments, can't fail.
         let root = unsafe { libc::geteuid() } == 0;
         assert!(
             root,
             "loading kernel programs needs root; `cargo xtask test --no-root` leaves it out"
         );
-        let object = std::fs::read(object).expect("read the kernel object");
+        let object = object(hooks).unwrap_or_else(|error| panic!("{error}"));
         let bpffs = Bpffs::mount();
         // Where an agent pins them.
         let pins = bpffs
@@ -87,9 +80,10 @@ impl Kernel {
             .join(layout::OWN.as_str())
             .join("maps");
         std::fs::create_dir_all(&pins).expect("directories of a bpffs");
-        let mut ebpf = EbpfLoader::new()
+        let mut ebpf = loader()
+            .unwrap()
             .default_map_pin_directory(&pins)
-            .load(&object)
+            .load(object)
             .expect("load the kernel object");
         for (name, program) in ebpf.programs_mut() {
             match program {

@@ -1,6 +1,6 @@
 //! Devices that a pod makes for itself. Everything is put back.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
@@ -14,7 +14,7 @@ use super::{pod, sockets};
 use crate::case::{BOTH, Case, Group::Devices, Need, Trouble, failed};
 use crate::ground::{Ground, ends};
 
-const INTRUSIVE: &[Need] = &[Need::Intrusive];
+pub(super) const INTRUSIVE: &[Need] = &[Need::Intrusive];
 
 pub(super) const CASES: [Case; 7] = [
     pod(
@@ -22,7 +22,7 @@ pub(super) const CASES: [Case; 7] = [
         "a tun device of its own, routed on",
         BOTH,
         &[Spoofed],
-        tun,
+        routed,
     )
     .with(INTRUSIVE),
     pod(
@@ -112,17 +112,17 @@ pub(super) const CASES: [Case; 7] = [
     .with(INTRUSIVE),
 ];
 
-const NAME: &str = "sp-battery";
+pub(super) const NAME: &str = "sp-battery";
 
 /// A device of this kind, and UDP to the outside by it.
-fn stacked(ground: &Ground, device: &str, kind: &str) -> Result<(), Trouble> {
+pub(super) fn stacked(ground: &Ground, device: &str, kind: &str) -> Result<(), Trouble> {
     ip(&format!("link add {device} name {NAME} type {kind}\n"))?;
     let attempted = by_device(ground);
     ip(&format!("link del {NAME}\n"))?;
     attempted
 }
 
-fn by_device(ground: &Ground) -> Result<(), Trouble> {
+pub(super) fn by_device(ground: &Ground) -> Result<(), Trouble> {
     ip(&format!("link set {NAME} up\n"))?;
     // Past the routes: the device itself says where it leads.
     let packet = ground.udp(ground.ends(), 9999);
@@ -137,10 +137,10 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const IFF_TUN: i16 = 1;
 const IFF_NO_PI: i16 = 0x1000;
 
-/// What is written into a tun device comes out of the stack as if it had been received: with
-/// forwarding the pod's kernel routes it on.
-fn tun(ground: &Ground) -> Result<(), Trouble> {
-    let mut tun = OpenOptions::new()
+/// A tun device, up, with this address: what is written into it comes out of the stack as if it had
+/// been received. It goes with the file.
+pub(super) fn tun(near: &str) -> Result<File, Trouble> {
+    let tun = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")
@@ -153,32 +153,44 @@ fn tun(ground: &Ground) -> Result<(), Trouble> {
     if done == -1 {
         return Err(failed("make a tun device")(io::Error::last_os_error()));
     }
-    let (forwarding, near, source): (_, _, IpAddr) = if ground.is_v6() {
+    ip(&format!("addr add {near} dev {NAME}\nlink set {NAME} up\n"))?;
+    Ok(tun)
+}
+
+/// With forwarding the pod's kernel routes on what comes by the tun device.
+fn routed(ground: &Ground) -> Result<(), Trouble> {
+    let (near, source): (_, IpAddr) = if ground.is_v6() {
         (
-            "/proc/sys/net/ipv6/conf/all/forwarding",
-            "2001:db8:5::1/64",
+            "2001:db8:5::1/64 nodad",
             "2001:db8:5::2".parse().expect("an address"),
         )
     } else {
-        (
-            "/proc/sys/net/ipv4/ip_forward",
-            "198.18.5.1/24",
-            "198.18.5.2".parse().expect("an address"),
-        )
+        ("198.18.5.1/24", "198.18.5.2".parse().expect("an address"))
     };
-    let nodad = if ground.is_v6() { " nodad" } else { "" };
-    ip(&format!(
-        "addr add {near} dev {NAME}{nodad}\nlink set {NAME} up\n"
-    ))?;
-    let before = std::fs::read_to_string(forwarding).map_err(failed("read whether it forwards"))?;
-    // Forwarding for IPv6 makes the kernel forget what routers have told it; it is for a moment.
-    std::fs::write(forwarding, "1").map_err(failed("forward"))?;
+    let mut tun = tun(near)?;
     let packet = ground.udp(ends(source, ground.order.aim), 9999);
-    let attempted = tun
-        .write_all(&packet)
-        .map_err(failed("write into the tun device"));
-    sleep(Duration::from_millis(20));
-    std::fs::write(forwarding, before.trim()).map_err(failed("put back whether it forwards"))?;
+    forwarding(ground.is_v6(), || {
+        let written = tun.write_all(&packet);
+        sleep(Duration::from_millis(20));
+        written.map_err(failed("write into the tun device"))
+    })
+}
+
+/// Does it while the pod's kernel routes on. Forwarding for IPv6 makes the kernel forget what routers
+/// have told it; it is for a moment.
+pub(super) fn forwarding(
+    v6: bool,
+    attempt: impl FnOnce() -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let switch = if v6 {
+        "/proc/sys/net/ipv6/conf/all/forwarding"
+    } else {
+        "/proc/sys/net/ipv4/ip_forward"
+    };
+    let before = std::fs::read_to_string(switch).map_err(failed("read whether it forwards"))?;
+    std::fs::write(switch, "1").map_err(failed("forward"))?;
+    let attempted = attempt();
+    std::fs::write(switch, before.trim()).map_err(failed("put back whether it forwards"))?;
     attempted
 }
 

@@ -1,29 +1,38 @@
 //! The attempts, by subject: each file has its cases in front and how they are tried behind.
 
 mod devices;
+mod forwarding;
 mod fragments;
 mod headers4;
 mod headers6;
+mod legacy;
 mod link;
 mod objects;
 mod places;
 mod protocols;
+mod rings;
+mod skipped;
 mod sockets;
 mod spoofed;
 mod tunnels;
+mod unsummed;
 mod uring;
 mod who;
 mod works;
+mod wrapped;
+mod xdp;
 
 use egress_common::Reason;
 
 use crate::case::{Attempt, By, Case, Family, Group};
 
 /// Every subject's cases; the numbers rise.
-pub(crate) const ALL: [&[Case]; 13] = [
+pub(crate) const ALL: [&[Case]; 18] = [
     &who::CASES,
     &sockets::CASES,
+    &rings::CASES,
     &protocols::CASES,
+    &unsummed::CASES,
     &link::CASES,
     &fragments::CASES,
     &headers4::CASES,
@@ -32,6 +41,9 @@ pub(crate) const ALL: [&[Case]; 13] = [
     &spoofed::CASES,
     &places::CASES,
     &devices::CASES,
+    &forwarding::CASES,
+    &wrapped::CASES,
+    &skipped::CASES,
     &objects::CASES,
     &works::CASES,
 ];

@@ -5,7 +5,7 @@ use egress_common::Reason::{Excepted, GatewayPort, NotAllowed, UnknownPod};
 use super::cluster;
 use crate::case::{BOTH, Case, Group::Objects, Group::Older};
 
-pub(super) const CASES: [Case; 20] = [
+pub(super) const CASES: [Case; 23] = [
     cluster(
         (300, Objects),
         "init container, before anything is known of the pod",
@@ -98,6 +98,18 @@ pub(super) const CASES: [Case; 20] = [
         &[NotAllowed, GatewayPort],
     ),
     cluster(
+        (316, Objects),
+        "the pod's own device, in a network namespace that it made",
+        BOTH,
+        &[NotAllowed],
+    ),
+    cluster(
+        (318, Objects),
+        "NodePort at the address of another node's tunnel, among the pods",
+        BOTH,
+        &[NotAllowed, Excepted],
+    ),
+    cluster(
         (330, Older),
         "a TCP connection older than the agent",
         BOTH,
@@ -118,6 +130,12 @@ pub(super) const CASES: [Case; 20] = [
     cluster(
         (333, Older),
         "a UDP flow with an accomplice, older than the lockdown",
+        BOTH,
+        &[NotAllowed],
+    ),
+    cluster(
+        (334, Older),
+        "a UDP flow that the pod began with itself in an accomplice's name, older than the lockdown",
         BOTH,
         &[NotAllowed],
     ),

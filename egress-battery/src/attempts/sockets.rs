@@ -1,7 +1,5 @@
 //! Every kind of socket and system call that sends.
 
-use std::io;
-use std::mem::size_of_val;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -351,20 +349,7 @@ pub(super) fn set_number(
     option: i32,
     value: i32,
 ) -> Result<(), Trouble> {
-    let length = libc::socklen_t::try_from(size_of_val(&value)).expect("a small number");
-    // SAFETY: the value is as long as is said.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            length,
-        )
-    };
-    if done == -1 {
-        Err(failed("set the option")(io::Error::last_os_error()))
-    } else {
-        Ok(())
-    }
+    // SAFETY: a number is no address.
+    unsafe { craft::set_option(socket, (level, option), &value.to_ne_bytes()) }
+        .map_err(failed("set the option"))
 }

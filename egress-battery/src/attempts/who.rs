@@ -5,7 +5,7 @@ use std::thread;
 
 use egress_common::Reason::NotAllowed;
 
-use super::{pod, sockets};
+use super::{legacy, pod, sockets};
 use crate::case::{BOTH, Case, Group::Who, Need, Trouble, failed};
 use crate::ground::Ground;
 
@@ -96,7 +96,11 @@ fn become_user(user: u32) -> io::Result<()> {
 fn flushed(ground: &Ground) -> Result<(), Trouble> {
     let before = nft(&["list", "ruleset"], None)?;
     nft(&["flush", "ruleset"], None)?;
-    let attempted = sockets::tcp(ground);
+    // nft neither lists nor flushes the tables of iptables-legacy.
+    let attempted = legacy::emptied(|tables| {
+        ground.note(tables);
+        sockets::tcp(ground)
+    });
     nft(&["-f", "-"], Some(&before))?;
     attempted
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use egress_common::Reason::{Arp, Cluster, Dns, Gateway, IcmpError, Neighbour, Reply};
+use egress_common::Reason::{Arp, Cluster, Dns, Exception, Gateway, IcmpError, Neighbour, Reply};
 
 use super::link::{v4, v6};
 use super::{cluster, pod};
@@ -13,7 +13,7 @@ use crate::case::{BOTH, By, Case, Client, Family, Group::Works, Need, Trouble, V
 use crate::craft::{self, Ends, ethertype};
 use crate::ground::{Ground, default_route};
 
-pub(super) const CASES: [Case; 15] = [
+pub(super) const CASES: [Case; 26] = [
     pod((350, Works), "the router answers to ARP", V4, &[Arp], arp),
     pod(
         (351, Works),
@@ -97,6 +97,72 @@ pub(super) const CASES: [Case; 15] = [
         "a pod that nobody holds reaches the outside",
         BOTH,
         &[Reply],
+    ),
+    cluster(
+        (377, Works),
+        "clients of a NodePort in the node's name (Cluster): TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (378, Works),
+        "clients of another node's NodePort, in its name: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (379, Works),
+        "the node itself as client of a NodePort: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (380, Works),
+        "a pod that nobody holds as client of a NodePort: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (381, Works),
+        "a held pod as client of a held pod's Service: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (382, Works),
+        "a held pod as client of its own Service (hairpin): TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (383, Works),
+        "clients of a load balancer's address: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (384, Works),
+        "a load balancer's health check, answered in the node's network",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (385, Works),
+        "clients outside of a held pod in the node's network: TCP, UDP",
+        BOTH,
+        &[Reply],
+    ),
+    cluster(
+        (386, Works),
+        "a held pod as client of an excepted NodePort: TCP, UDP",
+        BOTH,
+        &[Exception],
+    ),
+    cluster(
+        (387, Works),
+        "a held pod at its own, excepted NodePort (hairpin): TCP, UDP",
+        BOTH,
+        &[Exception],
     ),
 ];
 

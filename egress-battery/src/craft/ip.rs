@@ -201,6 +201,12 @@ pub fn sum_in(bytes: &mut [u8], place: usize) {
     bytes[place..place + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// What is in the checksum's place where a device is to fill it in: the sum of the addresses, the
+/// protocol and the length alone.
+pub(crate) fn partial_sum(ends: Ends, protocol: u8, bytes: usize) -> u16 {
+    !pseudo_sum(ends, protocol, &vec![0; bytes])
+}
+
 fn pseudo_sum(ends: Ends, protocol: u8, message: &[u8]) -> u16 {
     let mut bytes = ends.octets();
     bytes.extend(u32::from(length(message.len())).to_be_bytes());

@@ -1,10 +1,13 @@
 //! Packets whose headers the sender writes, and the sockets that take them.
 
 mod ip;
+mod shared;
 mod socket;
 
+pub(crate) use ip::partial_sum;
 pub use ip::{Ends, V4, checksum, echo, error, fragment, icmp, packet, quoting, sum_in, tcp, udp};
-pub(crate) use socket::{bound, ethertype_of};
+pub(crate) use shared::Shared;
+pub(crate) use socket::{bind, bound, ethertype_of, get_option, index_of, set_option};
 pub use socket::{frame, packet_socket, receive, send_cooked, send_frames, send_raw, socket};
 
 /// IP protocol numbers.

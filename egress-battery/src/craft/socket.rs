@@ -18,6 +18,78 @@ pub fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Sets an option of any layout: a number, or a structure of the kernel's, as its bytes.
+///
+/// # Safety
+/// Addresses in the value must be of memory that the kernel may use as the option says, and that
+/// lives as long as the kernel does so.
+pub(crate) unsafe fn set_option(
+    socket: &OwnedFd,
+    (level, option): (i32, i32),
+    value: &[u8],
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the value is as long as is said; what is in it is the caller's promise.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            value.as_ptr().cast(),
+            length,
+        )
+    };
+    if done == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Reads an option into the value, which some options take a question from; how much was written.
+pub(crate) fn get_option(
+    socket: &OwnedFd,
+    (level, option): (i32, i32),
+    value: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    // SAFETY: the value is as long as is said.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(length).map_err(io::Error::other)
+}
+
+/// Binds to an address of any family, as its bytes.
+pub(crate) fn bind(socket: &OwnedFd, address: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(address.len()).map_err(io::Error::other)?;
+    // SAFETY: the address is as long as is said; the kernel looks at its family by itself.
+    if unsafe { libc::bind(socket.as_raw_fd(), address.as_ptr().cast(), length) } == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Index of a device of this namespace.
+pub(crate) fn index_of(device: &str) -> io::Result<u32> {
+    let name = CString::new(device)?;
+    // SAFETY: the string ends with zero.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
 /// An Ethernet frame.
 pub fn frame(to: [u8; 6], from: [u8; 6], ethertype: u16, body: &[u8]) -> Vec<u8> {
     let mut frame = [to, from].concat();
@@ -104,12 +176,7 @@ pub(crate) fn bound(device: &str, kind: i32, protocol: u16) -> io::Result<OwnedF
 
 /// A link address on a device, towards a neighbour if one is given.
 fn link_address(device: &str, protocol: u16, to: Option<[u8; 6]>) -> io::Result<libc::sockaddr_ll> {
-    let name = CString::new(device)?;
-    // SAFETY: the string ends with zero.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    if index == 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let index = index_of(device)?;
     // SAFETY: plain data, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = u16::try_from(libc::AF_PACKET).expect("an address family");

@@ -14,12 +14,12 @@ mod rules;
 
 use crate::flow;
 use crate::maps::{DENY_REJECT, Endpoint, MODE_AUDIT, MODE_OFF, NO_RULE};
-use crate::packet::{Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP};
+use crate::packet::{Address, Found, Headers, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP, mapped};
 use crate::reason::{Reason, Verdict};
 use crate::tables::{Full, Tables};
 use fragment::{first_fragment, later_fragment};
 use icmp_error::icmp_error;
-use neighbour::neighbour;
+use neighbour::{is_link_local, neighbour};
 use parts::Parts;
 use rules::{exact, near, passing, prefix};
 
@@ -100,7 +100,15 @@ pub fn from_pod<P: Parts, T: Tables>(
             rule: NO_RULE,
         };
     }
-    let found = packet.parse(side, headers, endpoint.zero);
+    let mut found = packet.parse(side, headers, endpoint.zero);
+    // At the cgroup hook the kernel's own protocols wrote the packet, and sources are not looked at.
+    if matches!(side, Side::Device) {
+        let routable = matches!(found, Found::Ip | Found::Bad(Reason::FragmentTiny));
+        let stays = stays(packet, headers, endpoint, tables, routable);
+        if matches!(found, Found::Ip | Found::Arp) && !stays {
+            found = Found::Bad(Reason::Malformed);
+        }
+    }
     let end = match found {
         Found::Ip => packet.judge(side, headers, endpoint, tables),
         Found::Arp => End::bare(arp(headers.src[3], endpoint)).forget_path(endpoint.zero),
@@ -254,6 +262,34 @@ fn is_own(headers: &Headers, endpoint: &Endpoint) -> bool {
     } else {
         let own = u32::from_ne_bytes(endpoint.v4_be);
         headers.src[3] == own && own != 0
+    }
+}
+
+/// Whether a packet stays what it is judged as: what is still to be written into it must not change that.
+/// And if its pod is only audited, another's name in it is noted. In one function, so that the kernel
+/// programs keep little on their stack meanwhile.
+#[inline(never)]
+fn stays<P: Packet, T: Tables>(
+    packet: &P,
+    headers: &Headers,
+    endpoint: &Endpoint,
+    tables: &T,
+    routable: bool,
+) -> bool {
+    if routable && endpoint.mode == MODE_AUDIT {
+        beware(headers, endpoint, tables);
+    }
+    packet.spares(headers)
+}
+
+/// Takes note of a packet in the name of somebody who is not on the pod's link: the node may route it, and
+/// bring it back.
+#[inline(never)]
+fn beware<T: Tables>(headers: &Headers, endpoint: &Endpoint, tables: &T) {
+    let local = headers.v6 && (headers.src == [0; 4] || is_link_local(headers.src));
+    if !local && headers.src != mapped(0) && !is_own(headers, endpoint) {
+        // Not written: the kernel has no memory, and the pod is only audited yet.
+        let _ = flow::remember_forged(tables, endpoint);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::maps::Endpoint;
 use crate::packet::{Address, Headers, Packet, Part, icmp};
 use crate::reason::Reason;
 
-const fn is_link_local(address: Address) -> bool {
+pub(super) const fn is_link_local(address: Address) -> bool {
     let [a, b, ..] = address[0].to_ne_bytes();
     a == 0xfe && b & 0xc0 == 0x80
 }

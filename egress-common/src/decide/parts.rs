@@ -35,6 +35,8 @@ pub trait Parts: Packet + Sized {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Parts for crate::memory::Bytes<'_> {}
+#[cfg(not(target_arch = "bpf"))]
+impl Parts for crate::memory::Unsummed<'_> {}
 
 /// The part itself; see [`Parts::parse`].
 #[inline(always)]

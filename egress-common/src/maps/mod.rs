@@ -16,6 +16,7 @@ pub use policy::*;
 pub use report::*;
 
 use crate::limits::{COVERED_PLACES, MAX_WAYS};
+use crate::offload::SkbFields;
 
 /// Names of the maps as pinned and as `bpftool` shows them: at most 15 characters.
 pub mod name {
@@ -60,6 +61,15 @@ pub const FLAG_COVERED: u8 = 2;
 
 /// The pod can get at its node, and so around its hooks. For people only; the programs don't read it.
 pub const FLAG_NODE_ACCESS: u8 = 4;
+
+/// What passes the hook of this device is marked with [`MARK_PASSED`]: the fence behind it lets nothing else
+/// by.
+pub const FLAG_FENCED: u8 = 8;
+
+/// The bit of a packet's mark that says that its device's hook has passed it. It is there from the hook to the
+/// fence, which clears it; a pod can't set it, for the kernel takes the mark off what comes out of another
+/// network namespace.
+pub const MARK_PASSED: u32 = 0x0200_0000;
 
 /// What the kernel knows of one pod; value of `sp_devices` and `sp_cgroups`.
 #[repr(C)]
@@ -260,6 +270,9 @@ layout! {
     OriginKey = 32, Origin = 40, Count = 16, PodCounters = 560, Config = 40, PodInfo = 376,
     PolicyInfo = 56, RuleKey = 8, RuleInfo = 192, Covered = 16, Way = 8,
 }
+
+// In no map, but given to the programs in the same way.
+layout! { SkbFields = 24 }
 
 #[cfg(not(feature = "other-layout"))]
 layout! { Flow = 16 }

@@ -8,6 +8,7 @@ mod ip;
 mod transport;
 mod wire;
 
+pub(crate) use transport::header_len;
 pub use transport::quoted;
 pub use wire::{Packet, Wire};
 

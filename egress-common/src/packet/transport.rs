@@ -5,7 +5,7 @@ use super::{Headers, ICMP, ICMPV6, Packet, SCTP, TCP, UDP, icmp, mapped};
 use crate::reason::Reason;
 
 /// Bytes of a transport header that must be there, in the first fragment too.
-const fn header_len(proto: u8) -> usize {
+pub const fn header_len(proto: u8) -> usize {
     match proto {
         TCP => 20,
         UDP | ICMP | ICMPV6 => 8,
@@ -24,8 +24,14 @@ pub(super) fn transport<P: Packet>(
     position: usize,
 ) -> Option<Reason> {
     if headers.is_later_fragment() {
-        // It would write over the header that the verdict of the first fragment rests on.
-        return (position < header_len(headers.proto)).then_some(Reason::FragmentTiny);
+        // It would write over the header that the verdict of the first fragment rests on. In IPv6 what a
+        // later fragment says of the protocol binds nobody: the longest of them counts.
+        let header = if headers.v6 {
+            header_len(TCP)
+        } else {
+            header_len(headers.proto)
+        };
+        return (position < header).then_some(Reason::FragmentTiny);
     }
     if len < header_len(headers.proto) {
         return Some(if headers.is_first_fragment() {

@@ -1,5 +1,7 @@
 //! How bytes are read: what a packet must offer, and the types that are read at once.
 
+use super::Headers;
+
 /// A packet as the hook has it.
 #[allow(clippy::len_without_is_empty, reason = "there are no empty packets")]
 pub trait Packet {
@@ -9,6 +11,8 @@ pub trait Packet {
     fn len(&self) -> usize;
     /// Whether the packet carries a VLAN tag beside its bytes (offloaded).
     fn vlan_offloaded(&self) -> bool;
+    /// Whether a checksum that is still to be written leaves what these headers tell as it is.
+    fn spares(&self, headers: &Headers) -> bool;
 }
 
 /// Types that any bytes are a valid value of.

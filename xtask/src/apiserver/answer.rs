@@ -6,11 +6,12 @@ use std::thread::sleep;
 
 use serde_json::{Value, json};
 
+use super::authorize::Wish;
 use super::faults::Fault;
 use super::http::{Request, Response};
 use super::resources::Resource;
 use super::select::Selection;
-use super::{Shared, list, watch, write};
+use super::{Shared, State, list, watch, write};
 
 /// What a request is about.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ pub(super) fn answer(
     let (refusal, delay) = {
         let mut state = shared.state();
         let name = Target::rbac(&target.resource);
-        let forbidden = state.forbidden.contains(&name);
+        let forbidden = state.forbidden.contains(&name) || !may(&mut state, verb, request, &target);
         state.asked.push((verb, name.clone()));
         let delay = state.dice.delay(&place);
         let refusal = if forbidden {
@@ -131,6 +132,38 @@ pub(super) fn answer(
             Ok(true)
         }
     }
+}
+
+/// Whether who is bound to roles may do it; remembers what not.
+fn may(state: &mut State, verb: &'static str, request: &Request, target: &Target) -> bool {
+    let Some(authorizer) = &state.authorizer else {
+        return true;
+    };
+    let wish = |verb| Wish {
+        verb,
+        resource: &target.resource,
+        subresource: target.subresource.as_deref(),
+        namespace: target.namespace.as_deref(),
+        name: target.name.as_deref().or(target.selection.named()),
+    };
+    let key = (
+        target.namespace.clone().unwrap_or_default(),
+        target.name.clone().unwrap_or_default(),
+    );
+    // Who applies what is not there makes it.
+    let makes = request.content_type.contains("apply-patch")
+        && state.store.get(&target.resource, &key).is_none();
+    let verbs = [Some(verb), makes.then_some("create")];
+    let denied = verbs
+        .into_iter()
+        .flatten()
+        .find(|verb| !authorizer.allows(wish(verb)));
+    if let Some(verb) = denied {
+        let subresource = target.subresource.iter().map(|sub| format!("/{sub}"));
+        let name = Target::rbac(&target.resource) + &subresource.collect::<String>();
+        state.denied.push((verb, name));
+    }
+    denied.is_none()
 }
 
 /// None for what is about no resource.

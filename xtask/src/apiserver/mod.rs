@@ -1,10 +1,11 @@
 //! A double of the Kubernetes API server: objects of any kind in memory, list and watch over JSON
-//! as the real one does them, and faults by a seed. It checks nothing of what objects say and lets
-//! everybody do everything.
+//! as the real one does them, and faults by a seed. It checks nothing of what objects say, and lets
+//! everybody do everything unless it is given objects of RBAC.
 
 mod absence;
 mod answer;
 mod apply;
+mod authorize;
 mod faults;
 mod http;
 mod json_patch;
@@ -29,6 +30,7 @@ pub use absence::Absence;
 pub use faults::{Fault, Faults};
 pub use resources::{definition, gloo_definitions, own_definitions};
 
+use authorize::Authorizer;
 use faults::Dice;
 use store::{Refused, Store};
 
@@ -70,6 +72,9 @@ struct State {
     asked: Vec<Asked>,
     /// Resources that nobody may read.
     forbidden: Vec<String>,
+    /// Without one everybody may do everything.
+    authorizer: Option<Authorizer>,
+    denied: Vec<Asked>,
 }
 
 impl Shared {
@@ -134,13 +139,19 @@ impl ApiServer {
 
     /// A kubeconfig that leads here.
     pub fn kubeconfig(&self) -> String {
+        self.kubeconfig_in("default")
+    }
+
+    /// A kubeconfig of somebody who is in this namespace.
+    pub fn kubeconfig_in(&self, namespace: &str) -> String {
         serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "double",
                 "cluster": { "server": format!("http://{}", self.address) } }],
             "users": [{ "name": "agent", "user": {} }],
-            "contexts": [{ "name": "double", "context": { "cluster": "double", "user": "agent" } }],
+            "contexts": [{ "name": "double", "context": {
+                "cluster": "double", "user": "agent", "namespace": namespace } }],
             "current-context": "double",
         })
         .to_string()
@@ -221,6 +232,17 @@ impl ApiServer {
     pub fn forbid(&self, resources: &[&str]) {
         let mut state = self.shared.state();
         state.forbidden = resources.iter().map(|&name| name.to_owned()).collect();
+    }
+
+    /// From now on whoever comes may do what the bindings among these objects give, and nothing else.
+    pub fn authorize(&self, objects: &[Value]) {
+        self.shared.state().authorizer = Some(Authorizer::new(objects));
+    }
+
+    /// What nobody was allowed since the last time; resources with their subresource
+    /// (`egresslockdowns.sallyport.dev/status`).
+    pub fn take_denied(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.shared.state().denied)
     }
 
     /// What was asked since the last time.

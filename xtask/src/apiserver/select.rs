@@ -56,6 +56,14 @@ impl Selection {
         })
     }
 
+    /// The only name that it selects, if there is only one.
+    pub fn named(&self) -> Option<&str> {
+        self.fields.iter().find_map(|term| match term {
+            Term::Is(field, name) if field == "metadata.name" => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     pub fn matches(&self, object: &Value) -> bool {
         let meta = &object["metadata"];
         let namespace = self.namespace.as_deref();

@@ -4,14 +4,15 @@
 //! the control. What does not come out there proves nothing later. Then all of it under Enforce.
 
 mod agent;
+mod moved;
 mod objects;
 mod older;
+mod services;
 mod table;
 mod tries;
 mod works;
 mod world;
 
-use std::collections::BTreeMap;
 use std::process;
 use std::time::Instant;
 
@@ -41,21 +42,32 @@ pub struct Args {
     /// Only write the catalogue to BATTERY.md
     #[arg(long, conflicts_with = "json")]
     pub catalogue: bool,
+    /// Only this number (B-020) or group of what a pod can do alone; may be given several times
+    #[arg(long, value_name = "NUMBER|GROUP")]
+    pub only: Vec<String>,
 }
 
-/// Plays it. Whether every row was as it must be.
-pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
+/// Plays it. Whether every row was as it must be. Without a workspace where the environment names the
+/// programs.
+pub fn run(args: &Args) -> Result<bool> {
     if args.catalogue {
-        return publish(workspace);
+        return publish(&Workspace::find()?);
     }
     preflight::check("battery")?;
-    let sallyport = Sallyport::find(workspace)?;
+    let sallyport = match Sallyport::named()? {
+        Some(named) => named,
+        None => Sallyport::build(&Workspace::find()?)?,
+    };
     // From here on there is something to take down.
     signals::take_over()?;
     let start = Instant::now();
     let world = World::build()?;
     let mut rows = Vec::new();
-    let played = play(&world, &sallyport, &mut rows);
+    let played = if args.only.is_empty() {
+        play(&world, &sallyport, &mut rows)
+    } else {
+        alone(&world, &sallyport, &args.only, &mut rows)
+    };
     world.node.teardown()?;
     if signals::stopped() {
         eprintln!("everything is taken down");
@@ -79,37 +91,46 @@ fn publish(workspace: &Workspace) -> Result<bool> {
     Ok(true)
 }
 
+fn say(step: &str) -> Result<()> {
+    cmd::say("battery", step);
+    signals::check()
+}
+
 fn play(world: &World, sallyport: &Sallyport, rows: &mut Vec<Row>) -> Result<()> {
-    let say = |step: &str| {
-        cmd::say("battery", step);
-        signals::check()
-    };
     say("without Sallyport: what needs the cluster's objects")?;
     let control = objects::without(world)?;
     let mut older = older::Connections::open(world)?;
+    let moved = moved::without(world)?;
+    services::prepare(world)?;
     let mut works = works::Standing::open(world)?;
 
     say("audited: what a pod can do alone")?;
     let mut agent = Agent::start(sallyport, world)?;
-    let audited = agent.verify(world)?;
+    let audited = agent.verify(world, &[])?;
     older.open_audited(world)?;
     agent.declare(|| older::allow(world))?;
     older.open_allowed(world)?;
     agent.declare(|| world.lockdown("Enforce"))?;
 
     say("held: what a pod can do alone")?;
-    let held = agent.verify(world)?;
-    let audited: BTreeMap<_, _> = audited
-        .into_iter()
-        .map(|row| ((row.number.clone(), row.family.clone()), row))
-        .collect();
-    for row in held {
-        let before = audited.get(&(row.number.clone(), row.family.clone()));
-        rows.extend(table::merge(row, before));
-    }
+    let held = agent.verify(world, &[])?;
+    rows.extend(table::beside(held, audited));
     say("held: older connections, and what must go on working")?;
     rows.extend(older.rows(world, &agent)?);
-    rows.extend(works.rows(world, &agent)?);
+    rows.extend(works.rows(world, &mut agent)?);
     say("held: what needs the cluster's objects")?;
+    rows.extend(moved::rows(world, &agent, moved)?);
     objects::held(world, &mut agent, &control, rows)
+}
+
+/// What a pod can do alone, and of that only these numbers or groups.
+fn alone(world: &World, sallyport: &Sallyport, only: &[String], rows: &mut Vec<Row>) -> Result<()> {
+    say("audited")?;
+    let mut agent = Agent::start(sallyport, world)?;
+    let audited = agent.verify(world, only)?;
+    agent.declare(|| world.lockdown("Enforce"))?;
+    say("held")?;
+    let held = agent.verify(world, only)?;
+    rows.extend(table::beside(held, audited));
+    Ok(())
 }

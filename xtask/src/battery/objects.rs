@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use egress_battery::catalogue;
 use egress_battery::craft::{self, Ends};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::agent::Agent;
 use super::table::Row;
@@ -40,6 +40,8 @@ pub(super) const WEB_HOST_PORT: u16 = 31_998;
 /// Addresses outside that Services claim.
 const EXTERNAL: u8 = 18;
 const BALANCER: u8 = 19;
+/// Number of the address among the pods that another node's tunnel has.
+const TUNNEL: u8 = 250;
 /// Number of the pod that a gateway is at first.
 const REUSED: u8 = 21;
 
@@ -50,7 +52,7 @@ type To = fn(usize) -> SocketAddr;
 pub(super) type Whose = fn(&World) -> &Pod;
 
 /// Attempts that take nothing but what stands.
-const STANDING: [(u16, Whose, To, Way); 9] = [
+const STANDING: [(u16, Whose, To, Way); 10] = [
     (
         301,
         |w| &w.fake,
@@ -104,6 +106,12 @@ const STANDING: [(u16, Whose, To, Way); 9] = [
         |w| &w.web,
         |i| SocketAddr::new(of(plan::NODE, i), HOST_PORT),
         Way::Tcp,
+    ),
+    (
+        318,
+        |w| &w.web,
+        |i| SocketAddr::new(of(plan::pod(TUNNEL), i), OUTSIDE_NODE_PORT),
+        Way::Udp,
     ),
 ];
 /// The Service of a gateway's port that is no listener.
@@ -231,7 +239,22 @@ fn prepare(world: &World) -> Result<()> {
         "metadata": { "namespace": "bookinfo", "name": "by-name" },
         "spec": { "type": "ExternalName", "externalName": plan::OUTSIDE_NAME },
     }))?;
+    world.state.apply(&another_node())?;
     world.node.host().nft(&host_ports(world)).map(drop)
+}
+
+/// One whose tunnel's address lies among the pods.
+fn another_node() -> Value {
+    let [v4, v6] = plan::pod(TUNNEL).all();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": "another", "annotations": {
+            "projectcalico.org/IPv4VXLANTunnelAddr": v4,
+            "projectcalico.org/IPv6VXLANTunnelAddr": v6,
+        } },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.11" }] },
+    })
 }
 
 /// As a CNI's portmap does it.
@@ -245,6 +268,13 @@ fn host_ports(world: &World) -> String {
              ip6 daddr {n6} tcp dport {port} dnat ip6 to [{p6}]:{WORKLOAD}\n"
         );
     }
+    // And as the other node takes what comes to a NodePort there.
+    let ([t4, t6], [o4, o6]) = (plan::pod(TUNNEL).all(), plan::OUTSIDE.all());
+    let _ = write!(
+        rules,
+        "ip daddr {t4} udp dport {OUTSIDE_NODE_PORT} dnat ip to {o4}:{UDP}\n\
+         ip6 daddr {t6} udp dport {OUTSIDE_NODE_PORT} dnat ip6 to [{o6}]:{UDP}\n"
+    );
     format!(
         "table inet hostport {{\n\
          chain prerouting {{\n\

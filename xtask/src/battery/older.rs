@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use egress_battery::catalogue;
+use egress_battery::craft::{self, Ends};
 use serde_json::json;
 
 use super::agent::Agent;
@@ -13,17 +14,22 @@ use super::objects::since;
 use super::table::Row;
 use super::tries::token;
 use super::world::{World, of};
-use crate::node::plan;
+use crate::node::pod::HOST_MAC_BYTES;
+use crate::node::{plan, raw};
 
 const WAIT: Duration = Duration::from_secs(5);
 /// The pod's port, and that of its accomplice.
 const FLOW: (u16, u16) = (7001, 7777);
+/// The same where the accomplice never said a word.
+const FORGED: (u16, u16) = (7002, 7778);
 
 /// Connections of `web`, by case and family.
 #[derive(Debug)]
 pub(super) struct Connections {
     tcp: Vec<(u16, usize, TcpStream)>,
     udp: Vec<(usize, UdpSocket, UdpSocket)>,
+    /// In which the pod itself said the first word, as the accomplice.
+    forged: Vec<(usize, UdpSocket)>,
 }
 
 impl Connections {
@@ -32,6 +38,7 @@ impl Connections {
         let mut connections = Self {
             tcp: Vec::new(),
             udp: Vec::new(),
+            forged: Vec::new(),
         };
         connections.connect(world, 330)?;
         Ok(connections)
@@ -55,7 +62,28 @@ impl Connections {
                     .context("the accomplice is not reached")?;
             }
             self.udp.push((index, near, far));
+            self.forge(world, index)?;
         }
+        Ok(())
+    }
+
+    /// The pod sends to itself as its accomplice would, and the node brings it back.
+    fn forge(&mut self, world: &World, index: usize) -> Result<()> {
+        let (own, outside) = (of(world.web.ips(), index), of(plan::OUTSIDE, index));
+        let near = world.web.netns().within(move || socket(own, FORGED.0))?;
+        near.connect((outside, FORGED.1))
+            .context("cannot connect")?;
+        let ends = Ends::new(outside, own).context("addresses of one family")?;
+        let datagram = craft::udp(ends, (FORGED.1, FORGED.0), b"hello");
+        let packet = craft::packet(ends, craft::protocol::UDP, &datagram);
+        let frame = raw::ethernet_frame(HOST_MAC_BYTES, [2; 6], None, &packet);
+        world
+            .web
+            .netns()
+            .within(move || raw::send_frame("eth0", &frame))?;
+        near.recv(&mut [0; 64])
+            .context("the node does not bring back what the pod sends to itself")?;
+        self.forged.push((index, near));
         Ok(())
     }
 
@@ -96,6 +124,11 @@ impl Connections {
                 far.send(b"go on").context("cannot send")?;
                 near.recv(&mut [0; 64])
                     .context("the accomplice reaches the pod")?;
+                near.send(token.as_bytes()).map(drop).context("cannot send")
+            })?);
+        }
+        for (index, near) in &self.forged {
+            rows.push(row(world, agent, 334, *index, |token| {
                 near.send(token.as_bytes()).map(drop).context("cannot send")
             })?);
         }

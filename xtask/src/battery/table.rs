@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use egress_battery::case::Case;
+use egress_battery::case::{Case, Need};
 use egress_battery::catalogue;
 use serde::Serialize;
 
@@ -74,9 +74,21 @@ impl Row {
     }
 }
 
-/// A row of `egressctl verify` under Enforce, beside the same under Audit. None for what is played
-/// here instead.
-pub(super) fn merge(held: Verified, audited: Option<&Verified>) -> Option<Row> {
+/// Rows of `egressctl verify` under Enforce, beside the same under Audit.
+pub(super) fn beside(held: Vec<Verified>, audited: Vec<Verified>) -> Vec<Row> {
+    let audited: BTreeMap<_, _> = audited
+        .into_iter()
+        .map(|row| ((row.number.clone(), row.family.clone()), row))
+        .collect();
+    let row = |row: Verified| {
+        let before = audited.get(&(row.number.clone(), row.family.clone()));
+        merge(row, before)
+    };
+    held.into_iter().filter_map(row).collect()
+}
+
+/// One of them. None for what is played here instead.
+fn merge(held: Verified, audited: Option<&Verified>) -> Option<Row> {
     let case = catalogue::all().find(|case| case.id() == held.number)?;
     if matches!(case.by, egress_battery::case::By::Cluster) {
         return None;
@@ -92,6 +104,12 @@ pub(super) fn merge(held: Verified, audited: Option<&Verified>) -> Option<Row> {
         expected: held.expected,
         ok: false,
     };
+    if held.fenced > 0 {
+        row.reasons.insert("fence".to_owned(), held.fenced);
+        // What it says the fence is for.
+        let counts = case.needs(Need::Fence);
+        row.expected.extend(counts.then(|| "fence".to_owned()));
+    }
     if !held.elsewhere.is_empty() {
         row.why = format!(
             "on {:?} {}",

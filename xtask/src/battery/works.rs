@@ -9,16 +9,18 @@ use egress_battery::catalogue;
 
 use super::agent::Agent;
 use super::objects::{WEB_HOST_PORT, Whose, since};
+use super::services;
 use super::table::Row;
 use super::tries::{Way, came, token};
 use super::world::{LARGE_ANSWER, LARGE_NODE_PORT, NODE_PORT, WORKLOAD, World, of};
+use crate::cmd;
 use crate::demo::signals;
 use crate::node::{Pod, plan};
 
 const WAIT: Duration = Duration::from_secs(5);
 
-/// A case, and how it is tried in one family.
-type Play = fn(&World, usize) -> Result<()>;
+/// How a case is tried in one family.
+pub(super) type Play = fn(&World, usize) -> Result<()>;
 
 const PLAYS: [(u16, Whose, Play); 6] = [
     (
@@ -54,37 +56,63 @@ impl Standing {
         };
         for index in [0, 1] {
             standing.clients.push(outside_tcp(world, index, NODE_PORT)?);
-            for (number, _, play) in PLAYS {
-                if play(world, index).is_ok() {
-                    standing.before.push((number, index));
-                }
+            for (number, _, play) in PLAYS.iter().chain(&services::PLAYS) {
+                standing.before(world, (*number, index), *play);
+            }
+            for (number, _, play) in services::EXCEPTED {
+                standing.before(world, (number, index), play);
             }
         }
         Ok(standing)
     }
 
-    pub(super) fn rows(&mut self, world: &World, agent: &Agent) -> Result<Vec<Row>> {
+    fn before(&mut self, world: &World, (number, index): (u16, usize), play: Play) {
+        match play(world, index) {
+            Ok(()) => self.before.push((number, index)),
+            Err(error) => cmd::say(
+                "battery",
+                format_args!("B-{number}, nothing held: {error:#}"),
+            ),
+        }
+    }
+
+    pub(super) fn rows(&mut self, world: &World, agent: &mut Agent) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (index, client) in self.clients.iter_mut().enumerate() {
             let played = |_: &World, _| say(client, &token());
             rows.push(row(world, agent, (374, &world.web, index), true, played)?);
         }
         for index in [0, 1] {
-            for (number, pod, play) in PLAYS {
-                signals::check()?;
-                let before = self.before.contains(&(number, index));
-                rows.push(row(
-                    world,
-                    agent,
-                    (number, pod(world), index),
-                    before,
-                    play,
-                )?);
+            for (number, pod, play) in PLAYS.iter().chain(&services::PLAYS) {
+                let case = (*number, pod(world), index);
+                rows.push(self.played(world, agent, case, *play)?);
             }
         }
+        agent.declare(|| world.lockdown_with("Enforce", &services::exception()))?;
+        for index in [0, 1] {
+            for (number, pod, play) in services::EXCEPTED {
+                rows.push(self.played(world, agent, (number, pod(world), index), play)?);
+            }
+        }
+        agent.declare(|| world.lockdown("Enforce"))?;
         Ok(rows)
     }
+
+    fn played(
+        &self,
+        world: &World,
+        agent: &Agent,
+        (number, pod, index): (u16, &Pod, usize),
+        play: Play,
+    ) -> Result<Row> {
+        signals::check()?;
+        let before = self.before.contains(&(number, index));
+        row(world, agent, (number, pod, index), before, play)
+    }
 }
+
+/// Pods that nobody holds have no hook that counts.
+const NOT_HELD: [u16; 2] = [376, 384];
 
 fn row(
     world: &World,
@@ -99,8 +127,7 @@ fn row(
     let mut row = Row::of(case, index);
     row.reasons = since(&old, agent.counters(&world.node, pod)?);
     row.control = if before { "works" } else { "BROKEN" };
-    // A pod that nobody holds has no hook that counts.
-    let counted = number == 376
+    let counted = NOT_HELD.contains(&number)
         || row
             .expected
             .iter()

@@ -12,7 +12,7 @@ use crate::demo::manifests;
 use crate::node::dns::Zone;
 use crate::node::objects::{self, StateDirectory};
 use crate::node::wire::Wire;
-use crate::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort, plan};
+use crate::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort, plan, raw};
 
 /// Where workloads listen, and the NodePort of `web`'s.
 pub(super) const WORKLOAD: u16 = 9080;
@@ -34,6 +34,11 @@ pub(super) struct World {
     pub fake: Pod,
     pub ratings: Pod,
     pub gateway: Pod,
+    /// In the node's own network: one that nobody holds, and one that is.
+    pub kube_proxy: Pod,
+    pub hosted: Pod,
+    /// It does nothing but move its device.
+    pub mover: Pod,
     pub state: StateDirectory,
     pub wire: Wire,
     /// Last: the pods go before it.
@@ -61,6 +66,9 @@ impl World {
         let strict = make(PodSpec::new("strict", "web", 13))?;
         let fake = make(labelled(PodSpec::new("bookinfo", "fake-gateway", 14)))?;
         let gateway = make(labelled(PodSpec::new("istio-egress", "gateway", 20)))?;
+        let kube_proxy = make(PodSpec::new("kube-system", "kube-proxy", 51).host_network())?;
+        let mover = make(PodSpec::new("bookinfo", "mover", 16))?;
+        let hosted = make(PodSpec::new("bookinfo", "hosted", 52).host_network())?;
         // Ping sockets are a user's only where the namespace says so.
         web.netns()
             .sysctl(&[("ipv4/ping_group_range", "0 65535")])?;
@@ -72,9 +80,13 @@ impl World {
             fake,
             ratings,
             gateway,
+            kube_proxy,
+            hosted,
+            mover,
             state,
             node,
         };
+        world.paths(&dns)?;
         world.serve(&dns)?;
         world.services(&dns)?;
         for (name, manifest) in manifests::GATEWAY {
@@ -84,6 +96,24 @@ impl World {
         }
         world.lockdown("Audit")?;
         Ok(world)
+    }
+
+    /// To some pods as over devices that write no checksums, and to one of them over a narrow path, with
+    /// a next hop as to other nodes.
+    fn paths(&self, dns: &Pod) -> Result<()> {
+        let host = self.node.host();
+        for pod in [&self.gateway, dns] {
+            let device = pod.device().to_owned();
+            host.within(move || {
+                raw::checksum_offload(&device, false)
+                    .with_context(|| format!("cannot have {device} write no checksums"))
+            })?;
+        }
+        let (to, device) = (dns.ips().v4, dns.device());
+        host.ip(&format!(
+            "route replace {to}/32 via {to} dev {device} onlink mtu lock 600\n"
+        ))?;
+        Ok(())
     }
 
     fn serve(&self, dns: &Pod) -> Result<()> {

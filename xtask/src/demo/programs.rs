@@ -50,17 +50,25 @@ impl Programs {
 impl Sallyport {
     /// As [`Programs::find`].
     pub fn find(workspace: &Workspace) -> Result<Self> {
+        Self::named()?.map_or_else(|| Self::build(workspace), Ok)
+    }
+
+    /// Those that the environment names, if it does.
+    pub fn named() -> Result<Option<Self>> {
         match (named("SALLYPORT_AGENT")?, named("SALLYPORT_EGRESSCTL")?) {
-            (Some(agent), Some(egressctl)) => Ok(Self { agent, egressctl }),
-            (None, None) => {
-                let built = binaries::build(workspace, false)?;
-                Ok(Self {
-                    agent: built.agent,
-                    egressctl: built.egressctl,
-                })
-            }
+            (Some(agent), Some(egressctl)) => Ok(Some(Self { agent, egressctl })),
+            (None, None) => Ok(None),
             _ => bail!("set both SALLYPORT_AGENT and SALLYPORT_EGRESSCTL, or neither"),
         }
+    }
+
+    /// Builds them, or what has changed.
+    pub fn build(workspace: &Workspace) -> Result<Self> {
+        let built = binaries::build(workspace, false)?;
+        Ok(Self {
+            agent: built.agent,
+            egressctl: built.egressctl,
+        })
     }
 }
 

@@ -43,6 +43,8 @@ pub async fn all(world: &World, settings: &Settings, definitions: bool) -> Vec<S
             timeout(STEP, crds(world)).await,
         );
     }
+    step("taints", timeout(STEP, taints(world)).await);
+    step("programs on the nodes", timeout(STEP, pins(world)).await);
     step("BPF file systems", timeout(STEP, bpffs(world)).await);
     step("namespaces", timeout(STEP * 2, namespaces(world)).await);
     left
@@ -61,6 +63,32 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<()> {
         .await?;
     if agents.is_some() {
         uninstall::take_off(world, settings).await?;
+    }
+    Ok(())
+}
+
+/// Where what takes Sallyport off the nodes did not come to the taint that it was given to take.
+async fn taints(world: &World) -> Result<()> {
+    for node in &world.nodes {
+        uninstall::untaint(world, &node.name).await?;
+    }
+    Ok(())
+}
+
+/// The release may be gone, and what is pinned not with it.
+async fn pins(world: &World) -> Result<()> {
+    for node in &world.nodes {
+        if world.helper(&node.name).await.is_err() {
+            continue;
+        }
+        let pins = world.left(&node.name).await?.pins;
+        ensure!(
+            pins.is_empty(),
+            "{} still has {} pins, and is held by them: egressctl uninstall there, or install \
+             Sallyport again and take the steps of deploy/README.md",
+            node.name,
+            pins.len()
+        );
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub use archive::{Platform, write};
 pub use layer::Entry;
-pub use programs::{Arch, compile};
+pub use programs::{Arch, cargo};
 pub use reference::Reference;
 
 use crate::cmd::say;

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::fmt;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -12,6 +13,7 @@ use clap::ValueEnum;
 use super::layer::Entry;
 use crate::cmd::{Cmd, find_program, say};
 use crate::ebpf;
+use crate::remap;
 use crate::tools::rustc::Rustc;
 use crate::tools::system::{self, Wanted};
 use crate::workspace::Workspace;
@@ -31,8 +33,13 @@ impl Arch {
     pub fn of_this_machine() -> Result<Self> {
         Self::ALL
             .into_iter()
-            .find(|arch| arch.machine() == env::consts::ARCH)
-            .with_context(|| format!("no image is written for {}", env::consts::ARCH))
+            .find(|arch| arch.is_here())
+            .with_context(|| format!("nodes are not supported on {}", env::consts::ARCH))
+    }
+
+    /// Whether it is that of this machine.
+    pub fn is_here(self) -> bool {
+        self.machine() == env::consts::ARCH
     }
 
     pub fn as_str(self) -> &'static str {
@@ -43,7 +50,7 @@ impl Arch {
     }
 
     /// As compilers call it.
-    fn machine(self) -> &'static str {
+    pub fn machine(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64",
             Self::Arm64 => "aarch64",
@@ -93,12 +100,14 @@ const PROGRAMS: [&str; 2] = ["egress-agent", "egressctl"];
 pub(super) fn build(workspace: &Workspace, arch: Arch) -> Result<Vec<Entry>> {
     // The same for every architecture: all are little-endian, and the programs read no registers.
     let object = ebpf::build(workspace)?;
-    let directory = compile(
-        workspace,
-        arch,
-        &["--package", "egress-agent", "--bins"],
-        |cmd| cmd.env("SALLYPORT_EBPF_OBJECT", &object),
-    )?;
+    let (cargo, directory) = cargo(workspace, arch, "build")?;
+    say("image", format_args!("compiling for {arch}"));
+    cargo
+        .args(["--release", "--package", "egress-agent", "--bins"])
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .env("SALLYPORT_EBPF_OBJECT", &object)
+        .run()?;
+    let directory = directory.join("release");
     Ok(PROGRAMS
         .map(|name| Entry {
             path: name.to_owned(),
@@ -108,36 +117,30 @@ pub(super) fn build(workspace: &Workspace, arch: Arch) -> Result<Vec<Entry>> {
         .into())
 }
 
-/// Compiles something of this workspace, optimised and static; returns where the programs are.
-pub fn compile(
-    workspace: &Workspace,
-    arch: Arch,
-    what: &[&str],
-    settings: impl FnOnce(Cmd) -> Cmd,
-) -> Result<std::path::PathBuf> {
+/// Cargo, for programs that are static, and the directory where it puts them, by profile. Gets what
+/// is missing first.
+pub fn cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Result<(Cmd, PathBuf)> {
     let rustc = Rustc::probe(None)?;
     let target = arch.target();
     add_target(&rustc, &target)?;
     let compiler = c_compiler(workspace, &rustc, arch)?;
-    say("image", format_args!("compiling for {arch} ({})", what[1]));
     // Its own directory: these flags would have everything else compiled anew.
     let directory = workspace.target.join("image-build");
     let variable = target.replace('-', "_");
     let command = Cmd::new("cargo")
-        .args(["build", "--release", "--locked", "--target", &target])
-        .args(what)
+        .args([verb, "--locked", "--target", &target])
         .arg("--target-dir")
         .arg(&directory)
         .current_dir(&workspace.root)
         .env(format!("CC_{variable}"), compiler)
-        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        // Some C writes down when it was compiled.
+        .env("SOURCE_DATE_EPOCH", "0")
         .env_remove("RUSTFLAGS")
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             flags(workspace, &rustc).join("\x1f"),
         );
-    settings(command).run()?;
-    Ok(directory.join(target).join("release"))
+    Ok((command, directory.join(target)))
 }
 
 fn flags(workspace: &Workspace, rustc: &Rustc) -> Vec<String> {
@@ -146,21 +149,10 @@ fn flags(workspace: &Workspace, rustc: &Rustc) -> Vec<String> {
         "-Clinker-flavor=ld.lld".to_owned(),
         "-Clink-self-contained=yes".to_owned(),
     ];
-    let cargo_home = env::var_os("CARGO_HOME").map_or_else(
-        || env::home_dir().map(|home| home.join(".cargo")),
-        |home| Some(home.into()),
-    );
     // Where a compiler without the library's sources says that they are.
-    let library = (
-        rustc.sysroot.join("lib/rustlib/src/rust"),
-        format!("/rustc/{}", rustc.commit),
-    );
-    let root = (workspace.root.clone(), "/sallyport".to_owned());
-    let crates = cargo_home.map(|home| (home, "/cargo".to_owned()));
-    // The last one that fits is taken.
-    for (from, to) in crates.into_iter().chain([root, library]) {
-        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
-    }
+    let library = rustc.sysroot.join("lib/rustlib/src/rust");
+    let original = format!("/rustc/{}", rustc.commit);
+    flags.extend(remap::flags(workspace, (library, &original)));
     flags
 }
 
@@ -179,7 +171,7 @@ fn add_target(rustc: &Rustc, target: &str) -> Result<()> {
     if find_program("rustup").is_none() {
         bail!(by_hand());
     }
-    say("image", format_args!("rustup target add {target}"));
+    say("rust", format_args!("rustup target add {target}"));
     Cmd::new("rustup")
         .args(["target", "add", target])
         .run()

@@ -45,12 +45,41 @@ pub(super) fn remove(tree: &Path) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) if Instant::now() > deadline => {
-                bail!("cannot remove the cgroup {}: {error}", tree.display());
+                bail!(
+                    "cannot remove the cgroup {}: {error}; in it: {}",
+                    tree.display(),
+                    living(tree).join(", ")
+                );
             }
             // The processes have the signal but are not gone yet.
             Err(_) => sleep(Duration::from_millis(10)),
         }
     }
+}
+
+/// Who is still in the tree, and what the kernel has each wait for.
+fn living(tree: &Path) -> Vec<String> {
+    let entries = fs::read_dir(tree).into_iter().flatten().flatten();
+    let below = entries.filter(|entry| entry.path().is_dir());
+    let mut living: Vec<_> = below.flat_map(|entry| living(&entry.path())).collect();
+    living.extend(members(tree));
+    living
+}
+
+fn members(group: &Path) -> Vec<String> {
+    let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let about = |pid: &str| {
+        let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let status = read("status");
+        let state = status.lines().find(|line| line.starts_with("State:"));
+        format!(
+            "{pid} ({}, {}, waits in {})",
+            read("comm").trim(),
+            state.unwrap_or_default(),
+            read("wchan")
+        )
+    };
+    pids.lines().map(about).collect()
 }
 
 fn remove_empty(tree: &Path) -> std::io::Result<()> {

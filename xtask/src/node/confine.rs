@@ -194,7 +194,7 @@ const FORBIDDEN: [libc::c_long; 44] = [
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_request_key,
@@ -235,6 +235,12 @@ const NEWEST: libc::c_long = 462;
 const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
+
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: libc::c_long = libc::SYS_kexec_file_load;
+/// Of `asm-generic/unistd.h`: the crate has none for musl.
+#[cfg(target_arch = "aarch64")]
+const KEXEC_FILE_LOAD: libc::c_long = 294;
 
 /// Flags of clone that make a namespace.
 const NAMESPACES: u32 = 0x7e02_0000;

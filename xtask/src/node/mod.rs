@@ -34,7 +34,7 @@ pub mod objects;
 pub mod pki;
 mod place;
 pub mod plan;
-mod pod;
+pub(crate) mod pod;
 pub mod probe;
 mod process;
 pub(crate) mod raw;
@@ -45,6 +45,8 @@ mod teardown;
 mod tool;
 pub mod wire;
 
+use std::time::Duration;
+
 pub use build::{Node, NodeOptions};
 pub use netns::Netns;
 pub use place::Placement;
@@ -53,3 +55,14 @@ pub use probe::Answer;
 pub use process::{PodCommand, Process};
 pub use service::{Backend, Service, ServicePort};
 pub use teardown::{ROOT as RUN_ROOT, cleanup, teardown};
+
+/// How long an agent may take to be in step, where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an agent may take to be in step: emulated machines are slow, and name another bound
+/// (`$SALLYPORT_PATIENCE`, seconds).
+pub fn patience() -> Duration {
+    let named = std::env::var("SALLYPORT_PATIENCE").ok();
+    let seconds = named.and_then(|text| text.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
+}

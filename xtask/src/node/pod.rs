@@ -86,6 +86,13 @@ impl PodSpec {
         self
     }
 
+    /// As the kubelet makes it by itself, from a manifest with this hash.
+    #[must_use]
+    pub fn of_manifest(mut self, hash: &str) -> Self {
+        hash.clone_into(&mut self.uid);
+        self
+    }
+
     /// In the node's network namespace.
     #[must_use]
     pub fn host_network(mut self) -> Self {
@@ -121,7 +128,7 @@ fn identifier(text: &str) -> String {
 /// The host side's MAC address, the same for every pod, so that raw frames can be addressed.
 pub(super) const HOST_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// The same, as it is in a frame.
-pub(super) const HOST_MAC_BYTES: [u8; 6] = [0xee; 6];
+pub(crate) const HOST_MAC_BYTES: [u8; 6] = [0xee; 6];
 
 /// A pod that runs.
 #[derive(Debug)]
@@ -276,6 +283,15 @@ impl Pod {
             .output()?;
         serde_json::from_slice(&output)
             .with_context(|| format!("probe {args:?} said: {}", String::from_utf8_lossy(&output)))
+    }
+
+    /// Has the node's side of its device receive in bulk (GRO), or not.
+    pub fn receive_offload(&self, on: bool) -> Result<()> {
+        let device = self.device.clone();
+        self.host.within(move || {
+            super::raw::receive_offload(&device, on)
+                .with_context(|| format!("cannot set the offload of {device}"))
+        })
     }
 
     /// Takes its device away and gives it another of the same name.

@@ -9,6 +9,10 @@ use anyhow::{Context as _, Result, bail};
 
 const UDP: u8 = 17;
 const SOURCE_PORT: u16 = 40_000;
+/// `linux/sockios.h`, `linux/ethtool.h`.
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+const ETHTOOL_SGRO: u32 = 0x2c;
+const ETHTOOL_STXCSUM: u32 = 0x17;
 
 /// An IP packet with a UDP datagram, checksums and all. Ports in host byte order.
 pub(crate) fn udp_packet(
@@ -113,6 +117,36 @@ pub(crate) fn send_raw(packet: &[u8], destination: IpAddr) -> Result<()> {
         nix::sys::socket::MsgFlags::empty(),
     )
     .context("cannot send from a raw socket")?;
+    Ok(())
+}
+
+/// Has a device of this namespace receive in bulk (GRO), or not, as `ethtool -K` does.
+pub(crate) fn receive_offload(device: &str, on: bool) -> io::Result<()> {
+    set_feature(device, ETHTOOL_SGRO, on)
+}
+
+/// Has a device of this namespace write checksums itself, or the kernel before it hands it a packet.
+pub(crate) fn checksum_offload(device: &str, on: bool) -> io::Result<()> {
+    set_feature(device, ETHTOOL_STXCSUM, on)
+}
+
+fn set_feature(device: &str, command: u32, on: bool) -> io::Result<()> {
+    // struct ethtool_value, behind struct ifreq's name.
+    let mut value = [command, u32::from(on)];
+    // SAFETY: plain data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    for (place, byte) in request.ifr_name[..15].iter_mut().zip(device.bytes()) {
+        // Signed or not, by the architecture.
+        *place = libc::c_char::from_ne_bytes([byte]);
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    // SAFETY: request and value are as the command wants them, and outlive the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Fetching one package from another Debian suite without touching the machine's apt.
+//! Fetching packages from another Debian suite, or for another architecture, without touching the
+//! machine's apt.
 //!
 //! A private configuration with its own sources, lists and cache; mirror, proxy and certificate
 //! settings are the machine's.
@@ -11,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::cmd::Cmd;
+use crate::{cmd::Cmd, image::Arch};
 
 /// The archive's signing keys, from the package `debian-archive-keyring`.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -50,13 +51,38 @@ pub fn fetch(package: &str, upstream: &str, dir: &Path) -> Result<PathBuf> {
     )
 }
 
-/// Unpacks packages of one suite below `dir`: those that `pick` takes from the names that match the
-/// regular expression `names`.
+/// Unpacks packages of one suite, for `arch`, below `dir`: those that `pick` takes from the names that
+/// match the regular expression `names`.
 pub fn fetch_some(
     suite: &str,
+    arch: Arch,
     names: &str,
     pick: impl Fn(&[String]) -> Vec<String>,
     dir: &Path,
+) -> Result<PathBuf> {
+    fetch_for(suite, arch, names, dir, |apt| {
+        let picked = pick(&apt.names(names)?);
+        if picked.is_empty() {
+            return Ok(None);
+        }
+        apt.unpack(&picked, dir).map(Some)
+    })
+}
+
+/// Unpacks packages of one suite, for `arch`, with all that they depend on, below `dir`.
+pub fn fetch_whole(suite: &str, arch: Arch, packages: &[&str], dir: &Path) -> Result<PathBuf> {
+    fetch_for(suite, arch, &packages.join(" "), dir, |apt| {
+        apt.unpack_whole(packages, dir).map(Some)
+    })
+}
+
+/// What `get` finds at the first mirror that has the suite; `what` names it.
+fn fetch_for(
+    suite: &str,
+    arch: Arch,
+    what: &str,
+    dir: &Path,
+    get: impl Fn(&PrivateApt) -> Result<Option<PathBuf>>,
 ) -> Result<PathBuf> {
     if !Path::new(KEYRING).exists() {
         bail!("{KEYRING} is missing (package debian-archive-keyring)");
@@ -64,19 +90,19 @@ pub fn fetch_some(
     let mirrors = mirrors()?;
     for mirror in &mirrors {
         let apt = PrivateApt::new(&dir.join("apt"), mirror, &[suite])?;
+        apt.only_for(arch)?;
         if apt
             .update(suite, &dir.join(format!("{suite}.log")))
             .is_err()
         {
             continue;
         }
-        let picked = pick(&apt.names(names)?);
-        if !picked.is_empty() {
-            return apt.unpack(&picked, dir);
+        if let Some(unpacked) = get(&apt)? {
+            return Ok(unpacked);
         }
     }
     bail!(
-        "no package {names} in {suite} of {}",
+        "no package {what} for {arch} in {suite} of {}",
         if mirrors.is_empty() {
             "any Debian mirror: apt knows none".into()
         } else {
@@ -177,6 +203,23 @@ impl PrivateApt {
         Ok(Self { config })
     }
 
+    /// From now on knows only packages for `arch`, as on a machine that has nothing installed.
+    fn only_for(&self, arch: Arch) -> Result<()> {
+        let status = self.config.with_file_name("status");
+        write(&status, "")?;
+        let settings = fs::read_to_string(&self.config)?;
+        write(
+            &self.config,
+            &format!(
+                "{settings}\
+                 APT::Architecture \"{arch}\";\n\
+                 APT::Architectures {{ \"{arch}\"; }};\n\
+                 Dir::State::status \"{}\";\n",
+                status.display()
+            ),
+        )
+    }
+
     fn update(&self, suite: &str, log: &Path) -> Result<()> {
         self.apt("apt-get")
             .args(["update", "--error-on=any"])
@@ -212,21 +255,24 @@ impl PrivateApt {
             .current_dir(&debs)
             .timeout(LIMIT)
             .run_quietly(&format!("downloading {names}"), &dir.join("download.log"))?;
-        let mut count = 0;
-        for entry in fs::read_dir(&debs)? {
-            let deb = entry?.path();
-            if deb.extension().is_none_or(|ext| ext != "deb") {
-                continue;
-            }
-            count += 1;
-            Cmd::new("dpkg-deb")
-                .arg("-x")
-                .args([&deb, &unpacked])
-                .run_quietly(&format!("unpacking {names}"), &dir.join("unpack.log"))?;
-        }
-        if count < packages.len() {
-            bail!("apt-get download left no package in {}", debs.display());
-        }
+        unpack_all(&debs, packages.len(), &unpacked, &dir.join("unpack.log"))?;
+        Ok(unpacked)
+    }
+
+    /// The same with everything that they depend on.
+    fn unpack_whole(&self, packages: &[&str], dir: &Path) -> Result<PathBuf> {
+        let debs = self.config.with_file_name("cache").join("archives");
+        let unpacked = dir.join("unpacked");
+        self.apt("apt-get")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .arg("--download-only")
+            .args(packages)
+            .timeout(LIMIT)
+            .run_quietly(
+                &format!("downloading {} and what they need", packages.join(" ")),
+                &dir.join("download.log"),
+            )?;
+        unpack_all(&debs, packages.len(), &unpacked, &dir.join("unpack.log"))?;
         Ok(unpacked)
     }
 
@@ -235,6 +281,26 @@ impl PrivateApt {
             .env("APT_CONFIG", &self.config)
             .env("LC_ALL", "C")
     }
+}
+
+/// Unpacks the packages in `debs`, of which there are at least so many.
+fn unpack_all(debs: &Path, least: usize, unpacked: &Path, log: &Path) -> Result<()> {
+    let mut count = 0;
+    for entry in fs::read_dir(debs)? {
+        let deb = entry?.path();
+        if deb.extension().is_none_or(|ext| ext != "deb") {
+            continue;
+        }
+        count += 1;
+        Cmd::new("dpkg-deb")
+            .arg("-x")
+            .args([deb.as_path(), unpacked])
+            .run_quietly(&format!("unpacking {}", deb.display()), log)?;
+    }
+    if count < least {
+        bail!("apt-get left no package in {}", debs.display());
+    }
+    Ok(())
 }
 
 /// The transport settings (proxies, certificates, retries) out of `apt-config dump`.

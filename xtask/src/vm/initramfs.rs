@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use super::kernels::Kernel;
 use crate::cmd::{Cmd, find_program};
 
-/// What the tests need of what Debian builds as modules.
-const MODULES: [&str; 18] = [
+/// What the tests need of what Debian builds as modules, then what attempts of the battery are made by.
+const MODULES: [&str; 46] = [
     "veth",
     "cls_bpf",
     "sch_ingress",
@@ -31,6 +31,34 @@ const MODULES: [&str; 18] = [
     "nft_ct",
     "nft_numgen",
     "nft_counter",
+    "nft_objref",
+    "sctp",
+    "dccp_ipv4",
+    "dccp_ipv6",
+    "smc",
+    "8021q",
+    "macvlan",
+    "ifb",
+    "vxlan",
+    "geneve",
+    "ipip",
+    "ip6_tunnel",
+    "ip_gre",
+    "ip6_gre",
+    "mpls_iptunnel",
+    "act_mirred",
+    "cls_u32",
+    "nft_dup_netdev",
+    "nft_fwd_netdev",
+    "sch_tbf",
+    "macsec",
+    "gcm",
+    "ghash_generic",
+    "xfrm_user",
+    "esp4",
+    "esp6",
+    "authenc",
+    "crypto_null",
 ];
 
 /// Files by their path below the root, with their mode.
@@ -45,6 +73,11 @@ impl Initramfs {
             .insert(relative(path.as_ref()), (0o100_644, content));
     }
 
+    pub fn executable(&mut self, path: impl AsRef<Path>, content: Vec<u8>) {
+        self.files
+            .insert(relative(path.as_ref()), (0o100_755, content));
+    }
+
     /// A program at the same place as here, or at `to`, without what only debuggers read, and the
     /// libraries that it is linked with.
     pub fn program(&mut self, path: &Path, to: &Path) -> Result<()> {
@@ -55,7 +88,7 @@ impl Initramfs {
         });
         let from = if strip { stripped.path() } else { path };
         let content = fs::read(from).with_context(|| format!("reading {}", path.display()))?;
-        self.files.insert(relative(to), (0o100_755, content));
+        self.executable(to, content);
         // A static program has none, which `ldd` calls a failure.
         let libraries = Cmd::new("ldd").arg(path).output().unwrap_or_default();
         for library in libraries.split_whitespace().filter(|w| w.starts_with('/')) {

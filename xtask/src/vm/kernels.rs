@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::cmd::{find_program, say};
+use crate::image::Arch;
 use crate::tools::system::{self, Os, Wanted};
 use crate::tools::{debian, install};
 use crate::workspace::Workspace;
@@ -78,6 +79,14 @@ impl Series {
         Self::ALL.into_iter().find(|series| series.name == name)
     }
 
+    /// What it is called in paths.
+    pub fn file_name(&self, arch: Arch) -> String {
+        match arch {
+            Arch::Amd64 => self.name.to_owned(),
+            Arch::Arm64 => format!("{}-{arch}", self.name),
+        }
+    }
+
     fn has(&self, release: &str) -> bool {
         self.name == NEWEST || release.starts_with(&format!("{}.", self.name))
     }
@@ -89,6 +98,7 @@ const NEWEST: &str = "newest";
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub struct Kernel {
+    pub arch: Arch,
     /// As `uname -r` has it.
     pub release: String,
     pub image: PathBuf,
@@ -96,29 +106,31 @@ pub struct Kernel {
 }
 
 /// Finds a kernel below the tools directory, or gets it there.
-pub fn ensure(workspace: &Workspace, series: &Series) -> Result<Kernel> {
-    let place = workspace.tools.join("kernels").join(series.name);
-    if let Some(kernel) = find(&place) {
+pub fn ensure(workspace: &Workspace, series: &Series, arch: Arch) -> Result<Kernel> {
+    let name = series.file_name(arch);
+    let place = workspace.tools.join("kernels").join(&name);
+    if let Some(kernel) = find(&place, arch) {
         say(
             STEP,
-            format_args!("kernel {} is there ({})", series.name, kernel.release),
+            format_args!("kernel {name} is there ({})", kernel.release),
         );
         return Ok(kernel);
     }
     let _lock = install::lock(workspace)?;
     say(
         STEP,
-        format_args!("getting kernel {} from {}", series.name, series.suite),
+        format_args!("getting kernel {name} from {}", series.suite),
     );
     let staging = install::staging(workspace)?;
     let unpacked = debian::fetch_some(
         series.suite,
-        "^linux-(image|binary|modules)-[0-9].*-cloud-amd64$",
+        arch,
+        &format!("^linux-(image|binary|modules)-[0-9].*-cloud-{arch}$"),
         |names| pick(series, names),
         staging.path(),
     )?;
     install::publish(&unpacked, &place)?;
-    find(&place).with_context(|| format!("no kernel in the packages of {}", series.name))
+    find(&place, arch).with_context(|| format!("no kernel in the packages of {name}"))
 }
 
 /// The newest kernel of the series. From 6.19 on Debian has it in packages of their own.
@@ -157,7 +169,7 @@ fn numbers(version: &str) -> Vec<u32> {
 }
 
 /// Looks for image and modules among unpacked packages, wherever they were put.
-fn find(place: &Path) -> Option<Kernel> {
+fn find(place: &Path, arch: Arch) -> Option<Kernel> {
     let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
     for root in ["usr/lib/modules", "lib/modules"] {
         let Some(modules) = entries(&place.join(root)).next() else {
@@ -170,6 +182,7 @@ fn find(place: &Path) -> Option<Kernel> {
         ];
         if let Some(image) = images.into_iter().find(|image| image.is_file()) {
             return Some(Kernel {
+                arch,
                 release,
                 image,
                 modules: modules.path(),
@@ -180,26 +193,30 @@ fn find(place: &Path) -> Option<Kernel> {
 }
 
 /// QEMU, installed where it is missing.
-pub fn qemu(workspace: &Workspace) -> Result<PathBuf> {
-    const WANTED: Wanted = Wanted {
-        program: "qemu-system-x86_64",
-        package: "qemu-system-x86",
+pub fn qemu(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
+    let (program, package) = match arch {
+        Arch::Amd64 => ("qemu-system-x86_64", "qemu-system-x86"),
+        Arch::Arm64 => ("qemu-system-aarch64", "qemu-system-arm"),
+    };
+    let wanted = Wanted {
+        program,
+        package,
         purpose: "other kernels are booted in it",
     };
-    if find_program(WANTED.program).is_none() {
+    if find_program(wanted.program).is_none() {
         let _lock = install::lock(workspace)?;
-        if let Err(error) = system::install(workspace, &[WANTED]) {
+        if let Err(error) = system::install(workspace, &[wanted]) {
             // Other parts of QEMU may be here from backports, with which the release's own don't fit.
             let os = Os::read();
             if !os.is_debian() {
                 return Err(error);
             }
             let staging = install::staging(workspace)?;
-            debian::install_backport(WANTED.package, os.codename(), staging.path())
+            debian::install_backport(wanted.package, os.codename(), staging.path())
                 .map_err(|backport| error.context(format!("{backport:#}")))?;
         }
     }
-    find_program(WANTED.program).context("`qemu-system-x86_64` is not on PATH")
+    find_program(wanted.program).with_context(|| format!("`{program}` is not on PATH"))
 }
 
 #[cfg(test)]

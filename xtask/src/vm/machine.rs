@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::kernels::Kernel;
 use super::plan::{Done, MARK, Word};
+use crate::image::Arch;
 
 /// From power on until the first process is up; emulated it takes about ten seconds.
 const BOOT: Duration = Duration::from_mins(2);
@@ -30,8 +31,11 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// KVM where it can be opened; whether it works shows at the first boot.
-    pub fn guess() -> Self {
+    /// KVM where it can be opened and runs such machines; whether it works shows at the first boot.
+    pub fn guess(arch: Arch) -> Self {
+        if !arch.is_here() {
+            return Self::Tcg;
+        }
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         if kvm.is_ok() { Self::Kvm } else { Self::Tcg }
     }
@@ -148,9 +152,19 @@ fn start(
     accel: Accel,
     log: &Path,
 ) -> Result<(Qemu, Receiver<Line>)> {
+    let (board, console) = match kernel.arch {
+        Arch::Amd64 => ("q35", "ttyS0"),
+        Arch::Arm64 => ("virt", "ttyAMA0"),
+    };
+    let cpu = match (kernel.arch, accel) {
+        // Signing pointers as real processors do is slow when emulated.
+        (Arch::Arm64, Accel::Tcg) => "max,pauth-impdef=on",
+        _ => "max",
+    };
+    let append = format!("console={console} quiet panic=-1 -- node machine");
     let mut command = Command::new(qemu);
     command
-        .args(["-machine", "q35", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+        .args(["-machine", board, "-cpu", cpu, "-smp", "2", "-m", MEMORY])
         .args(["-accel", accel.name()])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         // Not "stdio": the console would read the initramfs.
@@ -159,7 +173,7 @@ fn start(
         .arg("-kernel")
         .arg(&kernel.image)
         .args(["-initrd", "/dev/stdin"])
-        .args(["-append", "console=ttyS0 quiet panic=-1 -- node machine"])
+        .args(["-append", &append])
         .stdin(initramfs)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -1,9 +1,11 @@
 //! The `vm` verb: other kernels, booted in QEMU, and whether they hold what is promised of them.
 
+mod debian_root;
 pub mod guest;
 mod initramfs;
 mod kernels;
 mod machine;
+mod page;
 mod plan;
 mod report;
 mod tasks;
@@ -11,9 +13,10 @@ mod tasks;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::cmd::say;
+use crate::image::Arch;
 use crate::workspace::Workspace;
 use initramfs::Initramfs;
 use kernels::{Kernel, Series};
@@ -24,6 +27,8 @@ use tasks::Programs;
 const STEP: &str = "vm";
 /// Bound of one machine's life.
 const LIMIT: Duration = Duration::from_mins(15);
+/// The same where another architecture is emulated.
+const FOREIGN_LIMIT: Duration = Duration::from_mins(30);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -31,6 +36,10 @@ const LIMIT: Duration = Duration::from_mins(15);
                         is there and works. Kernels are kept in the tools directory; remove its `kernels` to get newer ones."
 )]
 pub struct Args {
+    /// Architecture of the machines [default: this machine's]
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+
     /// Only this one (5.10, 6.1, 6.12, 6.18, newest); may be given several times
     #[arg(long = "kernel", value_name = "SERIES")]
     pub kernels: Vec<String>,
@@ -39,38 +48,36 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 
-    /// Write the support table to KERNELS.md; of all kernels only
-    #[arg(long, conflicts_with = "kernels")]
+    /// Write what was seen to KERNELS.md, as its section of the architecture
+    #[arg(long)]
     pub write: bool,
 }
 
 /// Tries the kernels; whether each is as the support table says.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let all = chosen(&args.kernels)?;
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("the kernels that are tried are those of x86-64");
-    }
-    let qemu = kernels::qemu(workspace)?;
-    let programs = Programs::build(workspace)?;
+    let arch = args.arch.map_or_else(Arch::of_this_machine, Ok)?;
+    let qemu = kernels::qemu(workspace, arch)?;
+    let programs = Programs::build(workspace, arch)?;
     let logs = workspace.tools.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
-    let mut accel = Accel::guess();
+    let mut accel = Accel::guess(arch);
     let mut report = Report::default();
     for series in &all {
-        let kernel = kernels::ensure(workspace, series)?;
+        let kernel = kernels::ensure(workspace, series, arch)?;
         let row = loop {
             say(
                 STEP,
                 format_args!("booting {} ({})", kernel.release, accel.name()),
             );
             let initramfs = root(&kernel, series, &programs)?;
-            let log = machine::log(&logs, series.name);
+            let log = machine::log(&logs, &series.file_name(arch));
             let told = machine::run(
                 &qemu,
                 &kernel,
                 initramfs.write()?,
                 accel,
-                LIMIT,
+                if arch.is_here() { LIMIT } else { FOREIGN_LIMIT },
                 &log,
                 |it| {
                     say(STEP, format_args!("{}: {} s", it.name, it.seconds));
@@ -96,7 +103,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     }
     if args.write {
         let path = workspace.root.join("KERNELS.md");
-        fs::write(&path, report.markdown()?)
+        let old = fs::read_to_string(&path).unwrap_or_default();
+        fs::write(&path, page::renew(&old, arch, &report.markdown()?))
             .with_context(|| format!("writing {}", path.display()))?;
         say(STEP, format_args!("wrote {}", workspace.display(&path)));
     }

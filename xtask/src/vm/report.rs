@@ -11,7 +11,7 @@ use super::plan::Done;
 use crate::cmd::Cmd;
 
 /// The columns between what a kernel is and the verdict.
-const COLUMNS: [&str; 5] = ["programs", "frames", "hooks", "packets", "clock"];
+const COLUMNS: [&str; 6] = ["programs", "frames", "hooks", "packets", "battery", "clock"];
 
 /// One kernel.
 #[derive(Debug, Serialize)]
@@ -120,6 +120,7 @@ fn cell(name: &str, done: &[Done]) -> Cell {
         (_, false) => "FAILED".to_owned(),
         ("programs", true) => programs(&first.output),
         ("frames", true) => frames(&first.output),
+        ("battery", true) => battery(&first.output),
         _ => format!("{passed} tests"),
     };
     Cell {
@@ -139,10 +140,26 @@ fn passed_in(it: &Done) -> usize {
     it.output.iter().find_map(|line| passed(line)).unwrap_or(0)
 }
 
-/// Tests that passed, from a harness's last line.
+/// Tests that passed, from a harness's last line, or rows of the battery.
 fn passed(line: &str) -> Option<usize> {
+    if let Some(rest) = line.strip_prefix("battery: ") {
+        return rest.split_once(" as they must be")?.0.parse().ok();
+    }
     let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
     rest.split_once(" passed")?.0.parse().ok()
+}
+
+/// Rows that were as they must be, and how many of them could not be tried.
+fn battery(output: &[String]) -> String {
+    let rows = output.iter().find_map(|line| passed(line)).unwrap_or(0);
+    let not_tried = output.iter().find_map(|line| {
+        let (left, _) = line.split_once(" could not be tried")?;
+        left.rsplit(' ').next()
+    });
+    match not_tried {
+        Some("0") | None => format!("{rows} rows"),
+        Some(not_tried) => format!("{rows} rows, {not_tried} not tried"),
+    }
 }
 
 /// How many programs were loaded, and the most that the verifier had to walk.
@@ -173,14 +190,13 @@ impl Report {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.ok)
     }
 
-    /// The support table of the docs.
+    /// The support table of the docs, for one architecture.
     pub fn markdown(&self) -> Result<String> {
         let date = Cmd::new("date").args(["--utc", "+%Y-%m-%d"]).output()?;
         let mut text = format!(
-            "# Kernels\n\n\
-             Seen on {}, written by `cargo xtask vm --write`: Debian's kernels for x86-64, booted in QEMU.\n\n\
-             | kernel | release | held by | programs (most instructions verified) | frames, kernel and native | hooks | packets | clock | as expected |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
+            "Seen on {}.\n\n\
+             | kernel | release | held by | programs (most instructions verified) | frames, kernel and native | hooks | packets | battery | clock | as expected |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n",
             date.trim()
         );
         for row in &self.rows {
@@ -196,20 +212,15 @@ impl Report {
                 row.kernel, row.release, row.expected
             )?;
         }
-        text.push_str(
-            "\nOn a kernel that is refused the agent ends at once, changes nothing, and says why:\n\n",
-        );
-        for row in self.rows.iter().filter(|row| row.expected == "refused") {
+        let refused = self.rows.iter().filter(|row| row.expected == "refused");
+        for (at, row) in refused.enumerate() {
+            if at == 0 {
+                text.push_str(
+                    "\nOn a kernel that is refused the agent ends at once, changes nothing, and says why:\n\n",
+                );
+            }
             writeln!(text, "- {}: {}", row.kernel, row.remark)?;
         }
-        text.push_str(
-            "\n*held by*: tcx, or filters of clsact with the programs in parts (ARCHITECTURE.md, \"Hooks\"). \
-             *programs*: every program passes the verifier. *frames*: the kernel decides random frames as \
-             `decide()` does natively, reason by reason. *hooks*: they are attached, found again, \
-             replaced and taken down, and follow the desired state. *packets*: a pod of a node in \
-             miniature sends every kind of packet that has a reason of its own, with the real agent and `egressctl`. \
-             *clock*: it is set forward and back under traffic, while an agent runs and while none does.\n",
-        );
         Ok(text)
     }
 }
@@ -218,8 +229,16 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<8} {:<26} {:<8} {:<32} {:<12} {:<9} {:<9} {:<9} verdict",
-            "kernel", "release", "held by", "programs", "frames", "hooks", "packets", "clock"
+            "{:<8} {:<26} {:<8} {:<32} {:<12} {:<9} {:<9} {:<23} {:<9} verdict",
+            "kernel",
+            "release",
+            "held by",
+            "programs",
+            "frames",
+            "hooks",
+            "packets",
+            "battery",
+            "clock"
         )?;
         for row in &self.rows {
             write!(
@@ -227,7 +246,7 @@ impl fmt::Display for Report {
                 "{:<8} {:<26} {:<8}",
                 row.kernel, row.release, row.expected
             )?;
-            for (name, width) in COLUMNS.iter().zip([32, 12, 9, 9, 9]) {
+            for (name, width) in COLUMNS.iter().zip([32, 12, 9, 9, 23, 9]) {
                 let cell = row.cells.iter().find(|cell| cell.name == *name);
                 write!(
                     f,
@@ -338,5 +357,13 @@ mod tests {
         assert_eq!(programs(&output), "2 (sp_b: 466431)");
         let output = ["test x ... seed 20261123, 2000 frames".to_owned()];
         assert_eq!(frames(&output), "2000 alike");
+        let rows = |not_tried| {
+            format!(
+                "battery: 62 as they must be, 0 not; 40 of them came out where nothing held; {not_tried} could not be tried; 9 s"
+            )
+        };
+        assert_eq!(passed_in(&done("battery", Some(0), &[&rows(0)])), 62);
+        assert_eq!(battery(&[rows(0)]), "62 rows");
+        assert_eq!(battery(&[rows(8)]), "62 rows, 8 not tried");
     }
 }

@@ -54,7 +54,10 @@ fn choices() -> Vec<(&'static str, Value)> {
             "workload API",
             json!({ "policyServer": { "enabled": true, "spiffe": on } }),
         ),
-        ("uninstall", json!({ "uninstall": true })),
+        (
+            "uninstall",
+            json!({ "uninstall": true, "startupTaint": on }),
+        ),
         (
             "by digest",
             json!({ "image": { "digest": format!("sha256:{}", "0".repeat(64)) } }),
@@ -65,6 +68,18 @@ fn choices() -> Vec<(&'static str, Value)> {
                     "crds": { "install": false } }),
         ),
         ("without Gloo", json!({ "rbac": { "gloo": false } })),
+        (
+            "stricter nodes",
+            json!({ "security": {
+                "seccompProfile": { "type": "Localhost", "localhostProfile": "sallyport.json" },
+                "seLinuxOptions": { "type": "spc_t" },
+                "openshift": true,
+            } }),
+        ),
+        (
+            "OpenShift with all volumes",
+            json!({ "security": { "openshift": true }, "policyServer": { "enabled": true } }),
+        ),
     ]
 }
 
@@ -159,6 +174,8 @@ fn what_is_rendered_has_only_fields_that_an_api_server_knows() {
                     let rules = rules.expect("rules");
                     rules.iter().filter(bad).map(Value::to_string).collect()
                 }
+                // Of OpenShift; what is in it, the test below compares with the pods.
+                "SecurityContextConstraints" => Vec::new(),
                 other => panic!("{name}: an unexpected {other}"),
             };
             assert_eq!(
@@ -172,6 +189,56 @@ fn what_is_rendered_has_only_fields_that_an_api_server_knows() {
     for kind in ["DaemonSet", "PodMonitor", "PrometheusRule", "ResourceQuota"] {
         assert!(kinds.contains(kind), "no choice renders a {kind}");
     }
+}
+
+#[test]
+fn the_constraints_of_openshift_admit_the_pods_and_no_more() {
+    let scc = |object: &Value| object["kind"] == "SecurityContextConstraints";
+    let mut seen = 0;
+    for (name, values) in choices() {
+        let objects = rendered(&values);
+        let Some(scc) = objects.iter().find(|object| scc(object)) else {
+            continue;
+        };
+        seen += 1;
+        let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+        let pod = &set.expect("a DaemonSet")["spec"]["template"]["spec"];
+        let container = &pod["containers"][0]["securityContext"];
+        for (admits, asks) in [
+            (&scc["allowHostNetwork"], &pod["hostNetwork"]),
+            (&scc["allowHostPID"], &pod["hostPID"]),
+            (
+                &scc["allowedCapabilities"],
+                &container["capabilities"]["add"],
+            ),
+            (&scc["allowPrivilegedContainer"], &container["privileged"]),
+            (
+                &scc["allowPrivilegeEscalation"],
+                &container["allowPrivilegeEscalation"],
+            ),
+            (
+                &scc["readOnlyRootFilesystem"],
+                &container["readOnlyRootFilesystem"],
+            ),
+        ] {
+            assert!(!asks.is_null() && admits == asks, "{name}: {admits} {asks}");
+        }
+        let profile = match pod["securityContext"]["seccompProfile"]["type"].as_str() {
+            Some("Localhost") => "localhost/sallyport.json",
+            Some("RuntimeDefault") => "runtime/default",
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(scc["seccompProfiles"], json!([profile]), "{name}");
+        let kinds = scc["volumes"].as_array().expect("kinds of volumes");
+        for volume in pod["volumes"].as_array().expect("volumes") {
+            let mut kind = volume.as_object().expect("a volume").keys();
+            let kind = kind.find(|key| *key != "name").expect("a kind");
+            assert!(kinds.contains(&json!(kind)), "{name}: {kind}");
+        }
+        // The token of the service account comes as one.
+        assert!(kinds.contains(&json!("projected")), "{name}");
+    }
+    assert!(seen > 1, "hardly any choice renders them");
 }
 
 #[test]
@@ -202,6 +269,8 @@ fn values_that_make_no_sense_are_refused() {
         json!({ "policyServer": { "clientBinding": "on" } }),
         json!({ "policyServer": { "gateways": { "authz": "none" } } }),
         json!({ "image": { "digest": "sha256:12" } }),
+        json!({ "security": { "seccompProfile": { "type": "Localhost" } } }),
+        json!({ "security": { "seLinuxOptions": { "typ": "spc_t" } } }),
         json!({ "image": { "pullPolicy": "Sometimes" } }),
         json!({ "podCIDRs": "10.0.0.0/8" }),
         json!({ "unknownpods": "Deny" }),

@@ -89,8 +89,8 @@ fn the_programs_take_what_the_chart_tells_them() {
     }
 }
 
-/// What takes Sallyport off a node takes the node's report with it, and the Lease unless an agent of
-/// another node holds it.
+/// What takes Sallyport off a node takes the node's report and startup taint with it, and the Lease
+/// unless an agent of another node holds it.
 fn uninstalls(name: &str, container: &Value, nowhere: &Path) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let api = ApiServer::serve(listener).expect("an address");
@@ -109,8 +109,23 @@ fn uninstalls(name: &str, container: &Value, nowhere: &Path) {
             "metadata": { "name": "sallyport-status", "namespace": "default" },
             "spec": { "holderIdentity": holder } })
     };
+    let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
+    let (startup, other) = (
+        taint("sallyport.dev/agent-not-ready"),
+        taint("example.com/other"),
+    );
+    let tainted = |node: &str| {
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node },
+            "spec": { "taints": [startup, other] } })
+    };
     for (holder, goes) in [("other", false), ("node", true), ("", true)] {
-        for object in [report("node"), report("other"), lease(holder)] {
+        for object in [
+            report("node"),
+            report("other"),
+            lease(holder),
+            tainted("node"),
+            tainted("other"),
+        ] {
             api.apply(&object).expect("it is taken");
         }
         let run = || {
@@ -121,6 +136,11 @@ fn uninstalls(name: &str, container: &Value, nowhere: &Path) {
         assert_eq!(status, Some(0), "{name}: {words}");
         let there = [report("node"), report("other"), lease("")].map(|it| api.get(&it).is_some());
         assert_eq!(there, [false, true, !goes], "{name}, held by {holder:?}");
+        for (node, left) in [("node", 1), ("other", 2)] {
+            let node = api.get(&tainted(node)).expect("a node");
+            let taints = node["spec"]["taints"].as_array().map(Vec::len);
+            assert_eq!(taints, Some(left), "{name}: {node}");
+        }
         // Where there is nothing it does no harm.
         let (status, words) = run();
         assert_eq!(status, Some(0), "{name}: {words}");

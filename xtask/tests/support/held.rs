@@ -7,34 +7,66 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
+use egress_common::Reason;
 use serde_json::json;
 use xtask::node::wire::Wire;
 
 use super::traffic::{SECRET, Traffic};
 use super::{Cluster, skipped};
 
+/// Forbidden packets that were sent, and those that the kernel counted as denied.
+struct Forbidden {
+    sent: u64,
+    denied: u64,
+}
+
+/// As `under_traffic`, where each packet must be found in the counters, however the agent fares: none was lost on the
+/// way to the hook, and none went by it.
+pub fn under_counted_traffic(name: &str, during: impl FnOnce(&mut Cluster)) {
+    if let Some(forbidden) = held(name, during) {
+        assert_eq!(forbidden.sent, forbidden.denied, "{name}");
+    }
+}
+
 /// A held cluster that an agent has been on, and traffic; `during` happens to it.
 pub fn under_traffic(name: &str, during: impl FnOnce(&mut Cluster)) {
+    held(name, during);
+}
+
+fn held(name: &str, during: impl FnOnce(&mut Cluster)) -> Option<Forbidden> {
     if skipped(name) {
-        return;
+        return None;
     }
     let mut cluster = Cluster::new();
     cluster.lockdown("Enforce", &json!({}));
     let agent = cluster.agent(true);
     let wire = cluster.node.wire().expect("a recorder");
     let mark = wire.mark();
+    let before = denied(&cluster);
     let traffic = Traffic::start(&cluster);
     sleep(Duration::from_millis(300));
     agent.stop();
     during(&mut cluster);
     let (answered, sent) = traffic.stop();
-    println!("{name}: {answered:?} requests answered, {sent} forbidden packets sent");
+    let denied = denied(&cluster) - before;
+    println!(
+        "{name}: {answered:?} requests answered, {sent} forbidden packets sent, {denied} denied"
+    );
     assert!(
         answered.iter().all(|n| *n > 20) && sent > 100,
         "there was traffic"
     );
     nothing_got_out(&wire, mark);
     no_stranger_was_seen(&cluster);
+    Some(Forbidden { sent, denied })
+}
+
+/// Packets of `web` that were denied, as the kernel has counted them.
+fn denied(cluster: &Cluster) -> u64 {
+    let slot = cluster.slot(&cluster.web);
+    let reason = Reason::NotAllowed.as_str().to_owned();
+    let counters = cluster.counters();
+    counters.get(&(slot, reason)).copied().unwrap_or(0)
 }
 
 /// The agent takes nothing that it did itself for somebody's doing. Hooks do get lost: with a device that

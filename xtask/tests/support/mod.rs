@@ -21,16 +21,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use xtask::node::objects::{self, StateDirectory};
-use xtask::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort, plan};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long is waited for something: emulated machines are slow, and name another bound in seconds.
-fn patience() -> Duration {
-    let named = std::env::var("SALLYPORT_PATIENCE").ok();
-    let seconds = named.and_then(|text| text.parse().ok());
-    seconds.map_or(PATIENCE, Duration::from_secs)
-}
+use xtask::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort, patience, plan};
 
 /// Prints and returns true if tests that need root were switched off by name.
 pub fn skipped(name: &str) -> bool {
@@ -322,10 +313,18 @@ impl Cluster {
 
     /// `egressctl … -o json`; how it ended, and what it printed.
     pub fn egressctl(&self, args: &[&str]) -> (Option<i32>, Value) {
-        let output = self
-            .node
-            .host_command(&self.program("egressctl", "SALLYPORT_EGRESSCTL"))
-            .expect("a command")
+        let program = self.program("egressctl", "SALLYPORT_EGRESSCTL");
+        self.ask(self.node.host_command(&program).expect("a command"), args)
+    }
+
+    /// The same with these rights and no others.
+    pub fn egressctl_confined(&self, rights: &[String], args: &[&str]) -> (Option<i32>, Value) {
+        let program = self.program("egressctl", "SALLYPORT_EGRESSCTL");
+        self.ask(self.confined(rights, &program), args)
+    }
+
+    fn ask(&self, mut egressctl: Command, args: &[&str]) -> (Option<i32>, Value) {
+        let output = egressctl
             .arg("--bpffs")
             .arg(self.node.bpffs())
             .arg("--run-dir")

@@ -7,6 +7,10 @@ env:
         fieldPath: spec.nodeName
   - name: SALLYPORT_SOURCE
     value: kubernetes
+  {{- if not .Values.rbac.gloo }}
+  - name: SALLYPORT_GLOO
+    value: "off"
+  {{- end }}
   - name: SALLYPORT_BPFFS
     value: /host/bpf
   - name: SALLYPORT_CGROUP_ROOT
@@ -44,6 +48,10 @@ env:
   {{- end }}
   {{- with .Values.podCIDRs }}
   - name: SALLYPORT_POD_CIDR
+    value: {{ join "," . | quote }}
+  {{- end }}
+  {{- with .Values.nodeLocalDNS }}
+  - name: SALLYPORT_NODE_LOCAL_DNS
     value: {{ join "," . | quote }}
   {{- end }}
   - name: SALLYPORT_METRICS_ADDRESS

@@ -1,11 +1,12 @@
 //! From all nodes' reports to the statuses of objects. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::findings::{Findings, IGNORED, PART_REFUSED, REFUSED, text};
-use super::history::{History, KINDS, Mark, Marks};
+use super::history::{History, KINDS, Mark};
+use super::nodes::Nodes;
 use crate::api::status::{
     ACCEPTED, COVERED, EgressNodeSpec, Finding, MAX_BEHIND, MAX_FINDINGS, NodeCounts, PROGRAMMED,
     PodCounts, REALIZED, SUPPORTED,
@@ -15,39 +16,10 @@ use crate::source::Declared;
 
 /// Pods that a message names.
 const NAMED: usize = 3;
+/// Nodes without an agent that a message names.
+const NAMED_NODES: usize = 5;
 /// Letters of a message.
 const LONGEST: usize = 2000;
-
-/// What nodes have reported.
-#[derive(Clone, Debug, Default)]
-pub struct Nodes {
-    nodes: BTreeMap<String, (EgressNodeSpec, Marks)>,
-}
-
-impl Nodes {
-    /// A node reported.
-    pub fn apply(&mut self, name: String, report: EgressNodeSpec, history: &History) {
-        let before = self.nodes.get(&name).map(|(_, marks)| *marks);
-        let marks = history.marks(&report.realized, before.unwrap_or_default());
-        self.nodes.insert(name, (report, marks));
-    }
-
-    pub fn remove(&mut self, name: &str) {
-        self.nodes.remove(name);
-    }
-
-    /// These are all there are.
-    pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
-        self.nodes.retain(|name, _| is_there(name));
-    }
-
-    /// A node may have been faster than this agent: its digest is known only now.
-    pub fn learn(&mut self, history: &History) {
-        for (report, marks) in self.nodes.values_mut() {
-            *marks = history.marks(&report.realized, *marks);
-        }
-    }
-}
 
 /// A condition, before it is known since when it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,26 +44,29 @@ pub struct Status {
 }
 
 /// What is to be told of each of Sallyport's own objects. Only nodes that are in `present` count:
-/// what a node that is gone has reported may outlive it a little.
+/// what a node that is gone has reported may outlive it a little. Nor does what one of those `without`
+/// an agent reported once.
 pub fn statuses(
     declared: &BTreeMap<ObjectId, Declared>,
     findings: &Findings,
     present: &BTreeMap<String, String>,
     nodes: &Nodes,
+    without: &BTreeSet<String>,
     history: &History,
 ) -> BTreeMap<ObjectId, Status> {
-    let reports: BTreeMap<&str, &(EgressNodeSpec, Marks)> = nodes
-        .nodes
+    let counts_here =
+        |(name, ..): &(&str, _, _)| present.contains_key(*name) && !without.contains(*name);
+    let known: Vec<_> = nodes.reports().filter(counts_here).collect();
+    let reports: Vec<_> = known
         .iter()
-        .filter(|(name, _)| present.contains_key(*name))
-        .map(|(name, known)| (name.as_str(), known))
+        .map(|(name, report, _)| (*name, *report))
         .collect();
     // By kind: the nodes by how far they have come, those furthest behind first.
     let order: Vec<Vec<(Option<Mark>, &str)>> = (0..KINDS.len())
         .map(|kind| {
-            let mut order: Vec<_> = reports
+            let mut order: Vec<_> = known
                 .iter()
-                .map(|(name, (_, marks))| (marks[kind], *name))
+                .map(|(name, _, marks)| (marks[kind], *name))
                 .collect();
             order.sort_unstable();
             order
@@ -102,15 +77,16 @@ pub fn statuses(
         let kind = KINDS.iter().position(|kind| *kind == id.kind)?;
         let findings = findings.get(id).map_or(&[][..], Vec::as_slice);
         let refused = findings.iter().any(|finding| finding.effect == REFUSED);
-        let count = counts(&order[kind], history.since(id), refused);
+        let mut count = counts(&order[kind], history.since(id), refused);
+        count.without_agent = u32::try_from(without.len()).unwrap_or(u32::MAX);
         let mut conditions = vec![
             accepted(findings),
-            realized(&count, refused),
+            realized(&count, refused, without),
             supported(findings),
         ];
         let mut pods = None;
         if id.kind == "EgressLockdown" {
-            let (counts, condition) = covered(&id.name, &reports);
+            let (counts, condition) = covered(&id.name, &reports, without);
             pods = Some(counts);
             conditions.push(condition);
         }
@@ -146,8 +122,12 @@ fn counts(order: &[(Option<Mark>, &str)], since: Option<Mark>, refused: bool) ->
         realized: total - u32::try_from(behind).unwrap_or(total),
         since: None,
         behind: names,
+        without_agent: 0,
     }
 }
+
+/// Reason of conditions that are false because of nodes that nobody reports from.
+const WITHOUT_AGENT: &str = "NodesWithoutAgent";
 
 fn holds(kind: &'static str, status: &'static str, reason: &'static str, message: &str) -> Holds {
     Holds {
@@ -186,17 +166,43 @@ fn supported(findings: &[Finding]) -> Holds {
     )
 }
 
-fn realized(count: &NodeCounts, refused: bool) -> Holds {
-    let message = format!("{} of {} nodes hold it", count.realized, count.total);
+/// Which nodes have no agent; none if all have one.
+fn unattended(without: &BTreeSet<String>) -> Option<String> {
+    let named: Vec<&str> = without
+        .iter()
+        .take(NAMED_NODES)
+        .map(String::as_str)
+        .collect();
+    (!named.is_empty()).then(|| {
+        format!(
+            "from {} nodes no agent reports, such as {}: their pods may not be held",
+            without.len(),
+            named.join(", ")
+        )
+    })
+}
+
+fn realized(count: &NodeCounts, refused: bool, without: &BTreeSet<String>) -> Holds {
+    let unattended = unattended(without);
+    let mut message = format!("{} of {} nodes hold it", count.realized, count.total);
     if refused {
         let message = "no node takes this generation; see Accepted";
         return holds(REALIZED, "False", "Refused", message);
     }
     match (count.total, count.behind.is_empty()) {
         (0, _) => holds(REALIZED, "Unknown", "NoNodes", "no node has reported"),
-        (_, true) => holds(REALIZED, "True", "OnAllNodes", &message),
+        (_, true) => match unattended {
+            None => holds(REALIZED, "True", "OnAllNodes", &message),
+            Some(unattended) => {
+                message = format!("{message}; {unattended}");
+                holds(REALIZED, "False", WITHOUT_AGENT, &message)
+            }
+        },
         (_, false) => {
-            let message = format!("{message}; not yet: {}", count.behind.join(", "));
+            message = format!("{message}; not yet: {}", count.behind.join(", "));
+            if let Some(unattended) = unattended {
+                message = format!("{message}; {unattended}");
+            }
             holds(REALIZED, "False", "InProgress", &message)
         }
     }
@@ -204,11 +210,12 @@ fn realized(count: &NodeCounts, refused: bool) -> Holds {
 
 fn covered(
     lockdown: &str,
-    reports: &BTreeMap<&str, &(EgressNodeSpec, Marks)>,
+    reports: &[(&str, &EgressNodeSpec)],
+    without: &BTreeSet<String>,
 ) -> (PodCounts, Holds) {
     let mut counts = PodCounts::default();
     let mut named = Vec::new();
-    for (node, (report, _)) in reports {
+    for (node, report) in reports {
         let Some(of) = report.lockdowns.get(lockdown) else {
             continue;
         };
@@ -228,6 +235,8 @@ fn covered(
             named.join(", ")
         );
         holds(COVERED, "False", "PodsUncovered", &message)
+    } else if let Some(unattended) = unattended(without) {
+        holds(COVERED, "False", WITHOUT_AGENT, &unattended)
     } else if counts == PodCounts::default() {
         holds(COVERED, "True", "NoPods", "no pod is selected")
     } else {
@@ -311,7 +320,8 @@ impl Status {
             "conditions": conditions,
             "nodes": self.nodes,
         });
-        if self.nodes.total > 0 && self.nodes.realized == self.nodes.total {
+        let all = self.nodes.realized == self.nodes.total && self.nodes.without_agent == 0;
+        if self.nodes.total > 0 && all {
             let same = old["observedGeneration"] == self.generation;
             let before = old["nodes"].get("since").filter(|_| same);
             body["nodes"]["since"] = before.cloned().unwrap_or_else(|| json!(now));

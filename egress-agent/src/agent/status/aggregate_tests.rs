@@ -42,6 +42,7 @@ struct World {
     findings: Findings,
     present: BTreeMap<String, String>,
     nodes: Nodes,
+    without: BTreeSet<String>,
 }
 
 impl World {
@@ -55,7 +56,9 @@ impl World {
 
     fn node(&mut self, name: &str, report: EgressNodeSpec) {
         self.present.insert(name.into(), "uid".into());
-        self.nodes.apply(name.into(), report, &self.history);
+        let (now, age) = (Instant::now(), Duration::ZERO);
+        self.nodes
+            .apply(name.into(), report, &self.history, now, age);
     }
 
     fn status(&mut self, id: &ObjectId) -> Status {
@@ -66,6 +69,7 @@ impl World {
             &self.findings,
             &self.present,
             &self.nodes,
+            &self.without,
             &self.history,
         );
         all[id].clone()
@@ -102,6 +106,35 @@ fn a_change_is_realized_when_every_node_holds_it() {
     // A node that is gone holds up nobody.
     world.present.remove("node-1");
     assert_eq!(world.condition(&a, REALIZED).status, "True");
+}
+
+#[test]
+fn nodes_without_an_agent_are_counted_and_named_and_nothing_is_true_of_all_nodes() {
+    let mut world = World::default();
+    let a = id("EgressLockdown", "a");
+    world.declared.insert(a.clone(), declared(1));
+    let report = world.report();
+    world.node("node-1", report.clone());
+    world.node("stale", report);
+    world.without = ["u1", "u2", "u3", "u4", "u5", "u6", "stale"]
+        .map(String::from)
+        .into();
+    for kind in [REALIZED, COVERED] {
+        let told = world.condition(&a, kind);
+        assert_eq!((told.status, told.reason), ("False", "NodesWithoutAgent"));
+        let names = "7 nodes no agent reports, such as stale, u1, u2, u3, u4:";
+        assert!(told.message.contains(names), "{}", told.message);
+    }
+    let status = world.status(&a);
+    assert_eq!((status.nodes.realized, status.nodes.total), (1, 1));
+    assert_eq!(status.nodes.without_agent, 7);
+    let body = status.body(&json!({}), "2026-01-01T00:00:00Z");
+    assert_eq!(body["nodes"]["withoutAgent"], 7);
+    assert!(body["nodes"]["since"].is_null());
+    world.without.clear();
+    assert_eq!(world.condition(&a, REALIZED).reason, "OnAllNodes");
+    let body = world.status(&a).body(&json!({}), "2026-01-01T00:00:00Z");
+    assert!(body["nodes"]["withoutAgent"].is_null());
 }
 
 #[test]
@@ -269,7 +302,8 @@ proptest! {
                 object.generation += more;
             }
             let all = statuses(
-                &world.declared, &world.findings, &world.present, &world.nodes, &world.history,
+                &world.declared, &world.findings, &world.present, &world.nodes, &world.without,
+                &world.history,
             );
             queue.want(&all, "2026-01-01T00:00:00Z");
             let next = queue.next(now, &pace).map(|(id, body)| (id.clone(), body.clone()));

@@ -165,24 +165,16 @@ impl Recorder {
         }
     }
 
-    /// Whether another Event may be written now.
-    pub fn may_tell(&mut self) -> bool {
-        let may = self.bucket.take(Instant::now());
-        if may {
-            self.bucket.tokens += 1.0;
-        }
-        may
-    }
-
-    /// Makes an Event of it, or counts it to one that there is. More than may be told is dropped.
-    pub async fn tell(&mut self, notice: &Notice) {
+    /// Makes an Event of it, or counts it to one that there is. Whether nothing is left to do: more
+    /// than may be told is dropped, and the API server may not take it now.
+    pub async fn tell(&mut self, notice: &Notice) -> bool {
         let (now, wall) = (Instant::now(), Timestamp::now());
         let name = notice.name();
         if let Some(series) = self.series.get_mut(&name) {
             series.count += 1;
             series.heard = now;
             series.last = wall;
-            return;
+            return true;
         }
         if !self.bucket.take(now) {
             tracing::debug!(
@@ -190,7 +182,7 @@ impl Recorder {
                 reason = notice.reason,
                 note = notice.note
             );
-            return;
+            return false;
         }
         let api: Api<Event> = Api::namespaced(self.client.clone(), notice.namespace());
         let event = serde_json::from_value(notice.event(&self.instance, wall));
@@ -204,8 +196,11 @@ impl Recorder {
             // Said before, by an earlier agent.
             Err(Error::Api(status)) if status.code == 409 => {}
             // The namespace is gone or going.
-            Err(Error::Api(status)) if status.code == 404 => return,
-            Err(error) => return self.told.bad("event", &error),
+            Err(Error::Api(status)) if status.code == 404 => return true,
+            Err(error) => {
+                self.told.bad("event", &error);
+                return false;
+            }
         }
         let series = Series {
             namespace: notice.namespace().to_owned(),
@@ -216,6 +211,7 @@ impl Recorder {
             last: wall,
         };
         self.series.insert(name, series);
+        true
     }
 
     /// Writes how often what is said again and again was said.
@@ -256,7 +252,8 @@ pub async fn follow(mut recorder: Recorder, mut notices: mpsc::Receiver<Notice>)
     loop {
         tokio::select! {
             notice = notices.recv() => match notice {
-                Some(notice) => recorder.tell(&notice).await,
+                // What is lost the node's report tells too.
+                Some(notice) => _ = recorder.tell(&notice).await,
                 None => return,
             },
             _ = tick.tick() => recorder.flush().await,

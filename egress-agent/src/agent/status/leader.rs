@@ -1,7 +1,7 @@
 //! What the agent that holds the Lease does: it reads the nodes' reports, and writes the statuses of
 //! Sallyport's own objects and the Events about all policy objects.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,24 +11,29 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams}
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Error};
+use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 
-use super::aggregate::{Nodes, statuses, written};
+use super::aggregate::{statuses, written};
 use super::events::{Notice, Recorder, Regarding};
-use super::findings::{IGNORED, PART_REFUSED, REFUSED, text};
+use super::findings::text;
 use super::lease::{Candidate, Terms};
 use super::news::{News, SharedHistory};
+use super::nodes::Nodes;
 use super::pace::{Pace, draw};
 use super::queue::Queue;
+use super::untold::{REASONS, Untold};
 use super::{STATUS_MANAGER, Told};
-use crate::api::status::{EgressNodeSpec, Finding};
+use crate::api::status::EgressNodeSpec;
 use crate::api::{AccessPolicy, EgressLockdown, EgressNode, ExternalService, VirtualGateway};
 use crate::index::ObjectId;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
+/// Nodes without an agent that the log names.
+const NAMED: usize = 10;
 
 /// What it takes to lead.
 struct Leader {
@@ -36,8 +41,12 @@ struct Leader {
     news: watch::Receiver<Arc<News>>,
     history: SharedHistory,
     recorder: Recorder,
-    /// What Events have told of which object.
-    events: BTreeMap<ObjectId, (String, Vec<Finding>)>,
+    /// What Events have yet to tell.
+    untold: Untold,
+    terms: Terms,
+    /// Nodes without an agent.
+    without: BTreeSet<String>,
+    without_agent: Gauge,
     told: Told,
 }
 
@@ -49,6 +58,7 @@ pub async fn follow(
     mut news: watch::Receiver<Arc<News>>,
     history: SharedHistory,
     recorder: Recorder,
+    without_agent: Gauge,
 ) {
     // Who knows nothing yet must not lead.
     if news.changed().await.is_err() {
@@ -61,7 +71,10 @@ pub async fn follow(
         news,
         history,
         recorder,
-        events: BTreeMap::new(),
+        untold: Untold::default(),
+        terms,
+        without: BTreeSet::new(),
+        without_agent,
         told: Told::default(),
     };
     let mut told = Told::default();
@@ -78,6 +91,9 @@ pub async fn follow(
                     () = leader.lead() => return,
                     () = candidate.hold() => tracing::info!(event = "status_not_leading"),
                 }
+                // Who leads now tells.
+                leader.without_agent.set(0);
+                leader.without.clear();
             }
             Ok(Some(wait)) => {
                 told.good("lease");
@@ -109,10 +125,12 @@ impl Leader {
         // All there are, as far as the list has come.
         let mut listed: Option<Vec<String>> = None;
         let mut events = std::pin::pin!(events);
-        let (mut dirty, mut untold) = (true, true);
+        let mut dirty = true;
         let mut next = Instant::now();
+        // That a node has not reported for too long comes with time alone.
+        let mut look = interval(self.terms.grace / 4);
         loop {
-            let idle = !dirty && !untold && queue.is_empty();
+            let idle = !dirty && self.untold.is_empty() && queue.is_empty();
             tokio::select! {
                 event = events.next() => {
                     let Some(event) = event else { return };
@@ -125,21 +143,29 @@ impl Leader {
                     }
                     dirty = true;
                 }
+                _ = look.tick(), if synced => {
+                    let news = self.news.borrow().clone();
+                    dirty |= self.look_for_agents(&mut nodes, &news);
+                }
                 () = sleep_until(next), if synced && !idle => {
+                    // Both may have come at once, and then this one was taken.
+                    dirty |= self.news.has_changed().unwrap_or(false);
                     let news = self.news.borrow_and_update().clone();
                     let pace = Pace::of(news.nodes.len());
                     if std::mem::take(&mut dirty) {
+                        self.look_for_agents(&mut nodes, &news);
+                        self.untold.want(&news.findings, &news.declared, Instant::now());
                         let history = self.history.lock();
                         nodes.learn(&history);
                         let wanted = statuses(
-                            &news.declared, &news.findings, &news.nodes, &nodes, &history,
+                            &news.declared, &news.findings, &news.nodes, &nodes, &self.without,
+                            &history,
                         );
                         drop(history);
                         queue.want(&wanted, &now());
-                        untold = true;
                     }
                     self.write_next(&mut queue, &pace).await;
-                    untold = untold && self.tell_findings(&news).await;
+                    self.tell_findings(&news).await;
                     next = Instant::now() + pace.status;
                 }
             }
@@ -162,7 +188,13 @@ impl Leader {
                 }
                 // One that can't be read has realized nothing that is known.
                 let report: EgressNodeSpec = serde_json::from_value(node.data).unwrap_or_default();
-                nodes.apply(name, report, &self.history.lock());
+                let age = report
+                    .reported
+                    .as_ref()
+                    .map(|at| Timestamp::now().duration_since(at.0));
+                let age = age.and_then(|age| Duration::try_from(age).ok());
+                let age = age.unwrap_or_default();
+                nodes.apply(name, report, &self.history.lock(), Instant::now(), age);
                 return true;
             }
             Ok(Event::InitDone) => {
@@ -240,47 +272,56 @@ impl Leader {
         queue.done(&id, done, Instant::now());
     }
 
-    /// Tells of one object what is wrong with it; whether there may be more to tell.
-    async fn tell_findings(&mut self, news: &News) -> bool {
-        self.events.retain(|id, _| news.findings.contains_key(id));
-        let untold = news.findings.iter().find_map(|(id, findings)| {
-            let declared = news.declared.get(id)?;
-            let told = self.events.get(id);
-            let same = told.is_some_and(|(uid, told)| *uid == declared.uid && told == findings);
-            (!same).then_some((id, declared, findings))
-        });
-        let Some((id, declared, findings)) = untold else {
-            return false;
+    /// Tells one thing that is wrong with an object.
+    async fn tell_findings(&mut self, news: &News) {
+        let Some((id, effect)) = self.untold.next(Instant::now()) else {
+            return;
         };
-        if !self.recorder.may_tell() {
-            return true;
+        let id = id.clone();
+        let (Some(declared), Some(findings)) = (news.declared.get(&id), news.findings.get(&id))
+        else {
+            return;
+        };
+        let reason = REASONS.iter().find(|(of, _)| *of == effect);
+        let notice = Notice {
+            regarding: Regarding {
+                api_version: declared.api_version.clone(),
+                kind: id.kind.to_owned(),
+                namespace: id.namespace.clone(),
+                name: id.name.clone(),
+                uid: declared.uid.clone(),
+            },
+            warning: true,
+            reason: reason.map_or("Ignored", |(_, reason)| reason),
+            action: "Read",
+            note: text(findings, effect),
+        };
+        let told = self.recorder.tell(&notice).await;
+        self.untold.done(&id, effect, told, Instant::now());
+    }
+
+    /// Looks which nodes have no agent; whether these are others than before.
+    fn look_for_agents(&mut self, nodes: &mut Nodes, news: &News) -> bool {
+        let now = Instant::now();
+        let without = nodes.without_agent(&news.nodes, &news.others, now, &self.terms);
+        if without == self.without {
+            return false;
         }
-        for (effect, reason) in [
-            (REFUSED, "Refused"),
-            (PART_REFUSED, "PartRefused"),
-            (IGNORED, "Ignored"),
-        ] {
-            let note = text(findings, effect);
-            if note.is_empty() {
-                continue;
-            }
-            let notice = Notice {
-                regarding: Regarding {
-                    api_version: declared.api_version.clone(),
-                    kind: id.kind.to_owned(),
-                    namespace: id.namespace.clone(),
-                    name: id.name.clone(),
-                    uid: declared.uid.clone(),
-                },
-                warning: true,
-                reason,
-                action: "Read",
-                note,
-            };
-            self.recorder.tell(&notice).await;
+        let count = i64::try_from(without.len()).unwrap_or(i64::MAX);
+        self.without_agent.set(count);
+        let named: Vec<&str> = without.iter().take(NAMED).map(String::as_str).collect();
+        let named = named.join(", ");
+        if without.is_empty() {
+            tracing::info!(event = "all_nodes_have_agents");
+        } else if !without.is_subset(&self.without) {
+            tracing::warn!(
+                event = "nodes_without_agent",
+                count,
+                nodes = named,
+                "their pods may not be held: does the DaemonSet reach them, and do its pods run there?"
+            );
         }
-        let told = (declared.uid.clone(), findings.clone());
-        self.events.insert(id.clone(), told);
+        self.without = without;
         true
     }
 }

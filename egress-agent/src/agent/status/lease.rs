@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::pace::draw;
 use crate::api::status::LEASE_NAME;
 
-/// How long a Lease lasts.
+/// How long a Lease lasts, and a report.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// A holder that has not renewed for this long has lost it.
@@ -25,6 +25,13 @@ pub struct Terms {
     pub renew: Duration,
     /// Others look this often; by the number of nodes without it.
     pub poll: Option<Duration>,
+    /// A node's report that tells nothing new is written anew after half as long to half as long
+    /// again, so that one that somebody deleted is back, and others know that there is an agent.
+    pub refresh: Duration,
+    /// A node that has not reported for so long has no agent.
+    pub stale: Duration,
+    /// A node that has just come has one by then.
+    pub grace: Duration,
 }
 
 impl Default for Terms {
@@ -33,6 +40,9 @@ impl Default for Terms {
             duration: Duration::from_secs(30),
             renew: Duration::from_secs(10),
             poll: None,
+            refresh: Duration::from_mins(10),
+            stale: Duration::from_mins(45),
+            grace: Duration::from_mins(2),
         }
     }
 }

@@ -12,10 +12,12 @@ mod history;
 mod leader;
 mod lease;
 mod news;
+mod nodes;
 mod pace;
 mod queue;
 mod report;
 mod reporter;
+mod untold;
 mod withdraw;
 
 use std::collections::BTreeMap;
@@ -59,10 +61,11 @@ impl Telling {
             news,
             history,
             notices,
+            without_agent,
         } = following;
         let mut tasks = JoinSet::new();
         let recorder = || events::Recorder::new(client.clone(), node);
-        let report = reporter::follow(client.clone(), node.to_owned(), news.clone());
+        let report = reporter::follow(client.clone(), node.to_owned(), terms, news.clone());
         tasks.spawn(report);
         tasks.spawn(events::follow(recorder(), notices));
         let lead = leader::follow(
@@ -72,6 +75,7 @@ impl Telling {
             news,
             history,
             recorder(),
+            without_agent,
         );
         tasks.spawn(lead);
         Self {

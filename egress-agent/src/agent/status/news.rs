@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, watch};
 
 use super::events::Notice;
@@ -25,6 +26,8 @@ pub struct News {
     pub findings: Arc<Findings>,
     /// Nodes by name, with their UIDs.
     pub nodes: Arc<BTreeMap<String, String>>,
+    /// Those of them that run another system than Linux: no agent can be there.
+    pub others: Arc<BTreeSet<String>>,
     /// Of this node; none before its first pass.
     pub report: Option<EgressNodeSpec>,
 }
@@ -34,6 +37,7 @@ impl News {
         Arc::ptr_eq(&self.declared, &other.declared)
             && Arc::ptr_eq(&self.findings, &other.findings)
             && Arc::ptr_eq(&self.nodes, &other.nodes)
+            && Arc::ptr_eq(&self.others, &other.others)
             && self.report == other.report
     }
 }
@@ -68,6 +72,8 @@ pub struct Following {
     pub news: watch::Receiver<Arc<News>>,
     pub history: SharedHistory,
     pub notices: mpsc::Receiver<Notice>,
+    /// How many nodes have no agent, as long as this one leads.
+    pub without_agent: Gauge,
 }
 
 impl Board {
@@ -82,6 +88,7 @@ impl Board {
             news: board.news.subscribe(),
             history: board.history.clone(),
             notices,
+            without_agent: Gauge::default(),
         };
         (board, following)
     }
@@ -105,6 +112,11 @@ impl Board {
             .collect();
         if *self.next.nodes != nodes {
             self.next.nodes = Arc::new(nodes);
+        }
+        let others = index.nodes().iter().filter(|(_, node)| node.other_os);
+        let others: BTreeSet<_> = others.map(|(name, _)| name.clone()).collect();
+        if *self.next.others != others {
+            self.next.others = Arc::new(others);
         }
         // What the index does not know of a lockdown comes of this node's pods.
         let known: BTreeSet<&Problem> = index.problems().collect();

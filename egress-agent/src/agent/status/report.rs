@@ -63,10 +63,14 @@ fn cut(text: &str) -> String {
     text.chars().take(LONGEST).collect()
 }
 
-/// When a node's report is written: never without news, and not by all nodes at once.
+/// When a node's report is written: soon with news, seldom without, and not by all nodes at once.
 #[derive(Debug)]
 pub struct Pacer {
-    told: Option<EgressNodeSpec>,
+    /// The report, and the UID of the Node whose it is: a Node that is registered anew under the same
+    /// name leaves the report to be collected with the old one.
+    told: Option<(EgressNodeSpec, String)>,
+    /// What tells nothing new is written again after about so long.
+    refresh: Duration,
     /// When it was told, or when this began.
     at: Instant,
     /// Since when there is something to tell.
@@ -76,30 +80,39 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    pub fn new(now: Instant, draw: f64) -> Self {
+    pub fn new(now: Instant, refresh: Duration, draw: f64) -> Self {
         Self {
             told: None,
+            refresh,
             at: now,
             news: None,
             draw,
         }
     }
 
-    /// When to write the report; none if it tells nothing new.
-    pub fn due(&mut self, now: Instant, report: &EgressNodeSpec, pace: &Pace) -> Option<Instant> {
-        let Some(told) = &self.told else {
-            return Some(self.at + pace.realized.mul_f64(self.draw));
+    /// When to write the report of the Node with this UID.
+    pub fn due(
+        &mut self,
+        now: Instant,
+        report: &EgressNodeSpec,
+        owner: &str,
+        pace: &Pace,
+    ) -> Instant {
+        let Some((told, of)) = &self.told else {
+            return self.at + pace.realized.mul_f64(self.draw);
         };
-        if told == report {
+        let refresh = self.at + self.refresh.mul_f64(0.5 + self.draw);
+        if told == report && of == owner {
             self.news = None;
-            return None;
+            return refresh;
         }
         let news = *self.news.get_or_insert(now);
         let after = |least: Duration, spread: Duration| {
             (self.at + least).max(news) + spread.mul_f64(self.draw)
         };
-        let urgent =
-            told.uncovered != report.uncovered || told.pods.uncovered != report.pods.uncovered;
+        let urgent = of != owner
+            || told.uncovered != report.uncovered
+            || told.pods.uncovered != report.pods.uncovered;
         let pods = told.pods != report.pods || told.lockdowns != report.lockdowns;
         let rest = told.realized != report.realized
             || told.failures != report.failures
@@ -109,17 +122,15 @@ impl Pacer {
             rest.then(|| after(pace.realized, pace.realized)),
             pods.then(|| after(pace.pods, pace.pods / 2)),
         ];
-        due.into_iter().flatten().min()
+        due.into_iter().flatten().min().unwrap_or(refresh)
     }
 
     /// The report was written.
-    pub fn told(&mut self, now: Instant, report: EgressNodeSpec, draw: f64) {
-        *self = Self {
-            told: Some(report),
-            at: now,
-            news: None,
-            draw,
-        };
+    pub fn told(&mut self, now: Instant, report: EgressNodeSpec, owner: &str, draw: f64) {
+        self.told = Some((report, owner.to_owned()));
+        self.at = now;
+        self.news = None;
+        self.draw = draw;
     }
 }
 
@@ -130,6 +141,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const REFRESH: Duration = Duration::from_mins(10);
 
     fn pod(name: &str, mode: &'static str, coverage: Coverage, lockdowns: &[&str]) -> PodStatus {
         PodStatus {
@@ -199,20 +212,24 @@ mod tests {
             let pace = Pace::of(nodes);
             let begin = Instant::now();
             let mut draws = draws.into_iter().cycle();
-            let mut pacer = Pacer::new(begin, draws.next().unwrap());
+            let mut pacer = Pacer::new(begin, REFRESH, draws.next().unwrap());
             let (mut now, mut told) = (begin, Vec::new());
             let mut report = EgressNodeSpec::default();
             for (what, number, pause) in changes.into_iter().chain([(0, 9, 1_000_000)]) {
                 report = changed(what, number);
                 let until = now + Duration::from_millis(pause);
                 let begun = now;
-                while let Some(due) = pacer.due(now, &report, &pace) {
-                    prop_assert!(due <= begun + pace.pods * 2 + pace.realized * 2, "late");
+                loop {
+                    let due = pacer.due(now, &report, "uid", &pace);
+                    let latest = told.last().map(|(_, report)| report);
+                    if latest != Some(&report) {
+                        prop_assert!(due <= begun + pace.pods * 2 + pace.realized * 2, "late");
+                    }
                     if due > until {
                         break;
                     }
                     now = now.max(due);
-                    pacer.told(now, report.clone(), draws.next().unwrap());
+                    pacer.told(now, report.clone(), "uid", draws.next().unwrap());
                     told.push((now, report.clone()));
                 }
                 now = until;
@@ -220,9 +237,27 @@ mod tests {
             prop_assert_eq!(&told.last().expect("it was told").1, &report);
             for pair in told.windows(2) {
                 prop_assert!(pair[1].0 - pair[0].0 >= pace.least);
-                prop_assert_ne!(&pair[1].1, &pair[0].1, "told twice");
+                let same = pair[1].1 == pair[0].1;
+                prop_assert!(!same || pair[1].0 - pair[0].0 >= REFRESH / 2, "told twice");
             }
         }
+    }
+
+    #[test]
+    fn a_report_is_written_anew_for_a_new_node_of_the_name_and_now_and_then() {
+        let (begin, pace) = (Instant::now(), Pace::of(5_000));
+        let mut pacer = Pacer::new(begin, REFRESH, 0.0);
+        let report = changed(0, 1);
+        let mut refreshed = BTreeSet::new();
+        for i in 0..100 {
+            pacer.told(begin, report.clone(), "one", f64::from(i) / 100.0);
+            let again = pacer.due(begin, &report, "one", &pace) - begin;
+            assert!(again >= REFRESH / 2 && again < REFRESH * 3 / 2, "{again:?}");
+            refreshed.insert(again.as_secs());
+            let now = begin + pace.least;
+            assert_eq!(pacer.due(now, &report, "another", &pace), now);
+        }
+        assert!(refreshed.len() > 90, "not all nodes at once");
     }
 
     #[test]
@@ -231,11 +266,11 @@ mod tests {
         let begin = Instant::now();
         let mut seconds = BTreeSet::new();
         for i in 0..1000_u32 {
-            let mut pacer = Pacer::new(begin, 0.0);
-            pacer.told(begin, changed(0, 1), f64::from(i) / 1000.0);
+            let mut pacer = Pacer::new(begin, REFRESH, 0.0);
+            pacer.told(begin, changed(0, 1), "uid", f64::from(i) / 1000.0);
             // Long after the last report.
             let now = begin + Duration::from_hours(1);
-            let due = pacer.due(now, &changed(0, 2), &pace).unwrap();
+            let due = pacer.due(now, &changed(0, 2), "uid", &pace);
             seconds.insert((due - now).as_secs());
         }
         assert_eq!(seconds, (0..30).collect());

@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::lease::Terms;
 use super::news::News;
 use super::pace::{Pace, draw};
 use super::report::Pacer;
@@ -20,28 +21,32 @@ use crate::api::{EgressNode, EgressNodeSpec};
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
 
 /// Keeps the report as `news` say, until nobody tells any.
-pub async fn follow(client: Client, node: String, mut news: watch::Receiver<Arc<News>>) {
+pub async fn follow(
+    client: Client,
+    node: String,
+    terms: Terms,
+    mut news: watch::Receiver<Arc<News>>,
+) {
     let api: Api<EgressNode> = Api::all(client);
     // Nothing is told before the first pass.
     if news.changed().await.is_err() {
         return;
     }
-    let mut pacer = Pacer::new(Instant::now(), draw());
+    let mut pacer = Pacer::new(Instant::now(), terms.refresh, draw());
     let mut told = Told::default();
     let mut failures = 0_u32;
     loop {
         let latest = news.borrow_and_update().clone();
         let pace = Pace::of(latest.nodes.len());
-        let report = latest.report.as_ref();
-        let due = report.and_then(|report| pacer.due(Instant::now(), report, &pace));
         // Without its Node there is nobody to clean up after it.
         let owner = latest.nodes.get(&node);
-        let (Some(report), Some(due), Some(owner)) = (report, due, owner) else {
+        let (Some(report), Some(owner)) = (latest.report.as_ref(), owner) else {
             if news.changed().await.is_err() {
                 return;
             }
             continue;
         };
+        let due = pacer.due(Instant::now(), report, owner, &pace);
         if due > Instant::now() {
             tokio::select! {
                 changed = news.changed() => if changed.is_err() { return },
@@ -53,7 +58,7 @@ pub async fn follow(client: Client, node: String, mut news: watch::Receiver<Arc<
             Ok(()) => {
                 told.good("node_report");
                 failures = 0;
-                pacer.told(Instant::now(), report.clone(), draw());
+                pacer.told(Instant::now(), report.clone(), owner, draw());
             }
             Err(error) => {
                 told.bad("node_report", &error);

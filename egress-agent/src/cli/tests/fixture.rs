@@ -13,6 +13,7 @@ use crate::cli::cgroups::Place;
 use crate::cli::snapshot::Snapshot;
 use crate::datapath::DeviceHooks;
 use crate::datapath::pinned::{HookTarget, HookedDevice, PinnedHook};
+use crate::fence::{Facts, Family};
 use crate::policy_server::xds::NodeState;
 use crate::telemetry::FlowEvent;
 use crate::telemetry::flow::{Icmp, PodRef, Process, Side};
@@ -73,6 +74,16 @@ pub fn well() -> Snapshot {
     let mut snapshot = Snapshot {
         pins: "/sys/fs/bpf/sallyport/layout-1a2b3c4d".into(),
         kernel: "6.18.1".to_owned(),
+        fence: Some(Facts {
+            families: Family::ALL.into(),
+            devices: [11].into(),
+            dropped: [(Family::Inet, 3)].into(),
+        }),
+        gate: Some(Facts {
+            families: Family::ALL.into(),
+            devices: [11, 12].into(),
+            dropped: [(Family::Bridge, 5)].into(),
+        }),
         ..Snapshot::default()
     };
     let mut places = BTreeMap::new();

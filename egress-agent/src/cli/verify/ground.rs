@@ -63,8 +63,9 @@ impl Whereabouts {
             host_mac: pod.devices.first().and_then(|device| mac(&device.name)),
             cgroup,
             own: own(endpoint),
-            gateway: allowed(Reason::Gateway, TCP)?,
-            dns: allowed(Reason::Dns, UDP)?,
+            // Mostly the last is a pod's own address, which no Service stands in front of.
+            gateway: allowed(Reason::Gateway, TCP)?.map(|all| all.last().copied()),
+            dns: allowed(Reason::Dns, UDP)?.map(|all| all.first().copied()),
             other: other(&snapshot, pod.slot),
             node: node(),
             devices,
@@ -101,8 +102,13 @@ fn own(endpoint: &Endpoint) -> Pair<IpAddr> {
     ]
 }
 
-/// The first address and port that the policy allows for this reason.
-fn allowed(pinned: &Pinned, policy: u32, reason: Reason, proto: u8) -> Result<Pair<SocketAddr>> {
+/// The addresses and ports that the policy allows for this reason, in order, by family.
+fn allowed(
+    pinned: &Pinned,
+    policy: u32,
+    reason: Reason,
+    proto: u8,
+) -> Result<[Vec<SocketAddr>; 2]> {
     let fits = |rule: &ExactRule| rule.reason == reason as u8;
     let four: Vec<(ExactKey4, ExactRule)> = pinned.entries(name::EXACT4)?;
     let six: Vec<(ExactKey6, ExactRule)> = pinned.entries(name::EXACT6)?;
@@ -114,7 +120,11 @@ fn allowed(pinned: &Pinned, policy: u32, reason: Reason, proto: u8) -> Result<Pa
         .iter()
         .filter(|(key, rule)| key.policy == policy && key.proto == proto && fits(rule))
         .map(|(key, _)| SocketAddr::new(key.addr_be.into(), u16::from_be_bytes(key.port_be)));
-    Ok([four.min(), six.min()])
+    let mut all = [four.collect::<Vec<_>>(), six.collect()];
+    for all in &mut all {
+        all.sort_unstable();
+    }
+    Ok(all)
 }
 
 /// Another pod of this node with a network of its own.

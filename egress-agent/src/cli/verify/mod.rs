@@ -26,7 +26,9 @@ const BREACH: u8 = 6;
     after_help = "The pod is one that you choose for it: its addresses, sockets and counters are used. \
     Run as root on the pod's node. What the battery sends aims at addresses that documents use \
     (203.0.113.0/24, 2001:db8:113::/64), at the node, at the pod's gateway and resolver. The pod's own \
-    traffic is counted too; choose a quiet pod, and no policy that allows those addresses."
+    traffic is counted too; choose a quiet pod, and no policy that allows those addresses. \
+    What an audited pod forges comes through: on a bridge its neighbours, the resolver among them, may be \
+    taken for it by the node for some seconds."
 )]
 pub(super) struct Args {
     /// The held pod to try it from

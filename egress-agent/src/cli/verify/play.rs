@@ -13,12 +13,14 @@ use egress_battery::inside::Process;
 use egress_battery::row::{Observed, Row};
 use egress_battery::tap::{Marks, Tap};
 use egress_common::Reason;
+use egress_common::limits::FORGED_NS;
 use egress_common::maps::PodCounters;
 
 use super::Args;
 use super::ground::Whereabouts;
 use crate::cli::Globals;
 use crate::datapath::pinned::Pinned;
+use crate::fence::{Fence, Part};
 
 /// Time that a frame may be under way between two devices of this node.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -39,6 +41,7 @@ pub(super) fn all(
         process: start(whereabouts, "sallyport-verify")?,
         run: std::process::id(),
         count: 0,
+        rested: false,
     };
     let mut rows = Vec::new();
     for case in cases {
@@ -70,6 +73,8 @@ struct Player<'a> {
     process: Process,
     run: u32,
     count: u16,
+    /// What the pod sent in others' names is forgotten.
+    rested: bool,
 }
 
 impl Player<'_> {
@@ -81,6 +86,11 @@ impl Player<'_> {
         };
         if let Some(why) = self.lacks(case, index) {
             return Ok(Row::not_tried(case, family, why.to_owned()));
+        }
+        if matches!(case.by, By::Client(_)) && self.whereabouts.audited && !self.rested {
+            // While that passes nothing opens a flow to the pod.
+            std::thread::sleep(Duration::from_nanos(FORGED_NS) + Duration::from_secs(1));
+            self.rested = true;
         }
         self.count += 1;
         let whereabouts = self.whereabouts;
@@ -136,6 +146,7 @@ impl Player<'_> {
             own: self.whereabouts.devices.clone(),
         })?;
         let before = self.counters()?;
+        let fenced = fenced();
         let mut fresh = if case.needs(Need::FreshContainer) {
             Some(start(self.whereabouts, "sallyport-verify-ephemeral")?)
         } else {
@@ -164,7 +175,9 @@ impl Player<'_> {
             audited: self.whereabouts.audited,
             seen,
             reasons: difference(&before, &after),
+            fenced: self::fenced().saturating_sub(fenced),
             trouble,
+            note: answer.note,
         })
     }
 
@@ -173,6 +186,11 @@ impl Player<'_> {
         let counters = self.pinned.counters([slot])?.remove(&slot);
         counters.context("the pod has no counters any more; it is gone")
     }
+}
+
+/// Packets that the fence has dropped; where there is none it drops nothing.
+fn fenced() -> u64 {
+    Fence::facts(Part::Fence).map_or(0, |facts| facts.dropped.values().sum())
 }
 
 fn difference(before: &PodCounters, after: &PodCounters) -> BTreeMap<Reason, u64> {

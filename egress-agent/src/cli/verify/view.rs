@@ -51,7 +51,7 @@ pub(super) fn rows(rows: &[Row]) -> View {
             row.expected.join(","),
             row.outcome.as_str().to_owned(),
             row.sent.to_string(),
-            counted(row.reasons.iter().map(|(reason, count)| (*reason, *count))),
+            counted(ends(row)),
             why(row),
         ]);
     }
@@ -60,6 +60,12 @@ pub(super) fn rows(rows: &[Row]) -> View {
         items: values(rows),
         page: vec![Part::Table(table), Part::Text(summary(rows))],
     }
+}
+
+/// What its packets ended for.
+fn ends(row: &Row) -> impl Iterator<Item = (&'static str, u64)> {
+    let reasons = row.reasons.iter().map(|(reason, count)| (*reason, *count));
+    reasons.chain((row.fenced > 0).then_some(("the fence", row.fenced)))
 }
 
 fn counted<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {

@@ -25,14 +25,22 @@ pub fn mk_namespace(name: &str, labels: Value) -> Object {
 }
 
 pub fn mk_node(name: &str, pod_cidrs: &[&str], addresses: &[&str]) -> Object {
+    mk_annotated_node(name, pod_cidrs, addresses, json!({}))
+}
+
+pub fn mk_annotated_node(
+    name: &str,
+    pod_cidrs: &[&str],
+    addresses: &[&str],
+    annotations: Value,
+) -> Object {
     let addresses: Vec<Value> = addresses
         .iter()
         .map(|a| json!({"type": "InternalIP", "address": a}))
         .collect();
-    Object::Node(typed(
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
-        "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses}}),
-    ))
+    Object::Node(typed(json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"podCIDRs": pod_cidrs}, "status": {"addresses": addresses}})))
 }
 
 /// A Ready pod on node `n1`; `patch` is merged over it.
@@ -90,9 +98,17 @@ pub fn mk_slice(
 pub fn mk_raw_slice(namespace: &str, service: &str, ports: Value, endpoints: Value) -> Object {
     Object::EndpointSlice(Box::new(typed(json!({"apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"namespace": namespace, "name": format!("{service}-x"),
+        "metadata": {"namespace": namespace, "name": slice_name(service),
             "labels": {"kubernetes.io/service-name": service}},
         "ports": ports, "endpoints": endpoints}))))
+}
+
+/// The API server's own has the name of its Service, and all others some name.
+fn slice_name(service: &str) -> String {
+    match service {
+        "kubernetes" => service.to_owned(),
+        _ => format!("{service}-x"),
+    }
 }
 
 pub fn mk_lockdown(name: &str, spec: Value) -> Object {
@@ -154,14 +170,21 @@ pub fn at(text: &str) -> Timestamp {
 
 /// Compiles for node `n1` with the pod CIDRs 10.244.0.0/16 and `fd00:244::/64`.
 pub fn compiled(index: &Index) -> Compiled {
-    let settings = Settings {
+    compiled_with(index, &settings())
+}
+
+pub fn compiled_with(index: &Index, settings: &Settings) -> Compiled {
+    compile(index, settings, at("2026-01-01T00:00:00Z"))
+}
+
+pub fn settings() -> Settings {
+    Settings {
         node_name: "n1".into(),
         pod_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/64")],
         local_addresses: vec![ip("10.244.0.1"), ip("192.168.0.1")],
         cluster_name: Some("cluster1".into()),
         ..Settings::default()
-    };
-    compile(index, &settings, at("2026-01-01T00:00:00Z"))
+    }
 }
 
 pub fn pod<'a>(compiled: &'a Compiled, name: &str) -> &'a DesiredPod {

@@ -19,6 +19,8 @@ mod kept;
 mod lockdowns;
 mod make;
 mod model;
+#[cfg(test)]
+mod nodes;
 pub(crate) mod property;
 pub(crate) mod random;
 #[cfg(test)]

@@ -10,7 +10,9 @@ use crate::compile::Hold;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const OVERLAYS: [u16; 4] = [4789, 8472, 6081, 51820];
+const OVERLAYS: [u16; 11] = [
+    4789, 5555, 6081, 6635, 6783, 6784, 8285, 8472, 51820, 51821, 51871,
+];
 const SPECIAL: [&str; 8] = [
     "169.254.0.0/16",
     "fe80::/10",
@@ -32,7 +34,8 @@ pub struct Rights<'a> {
 
 impl Rights<'_> {
     fn by_address(&self, to: IpAddr, proto: u8, port: u16) -> bool {
-        let named = to == ip("192.168.0.1") || to == ip("192.168.0.2");
+        let named = ["192.168.0.1", "192.168.0.2", "10.244.0.9"];
+        let named = named.iter().any(|own| to == ip(own));
         let pods = net("10.244.0.0/16").contains(&to) || net("fd00:244::/64").contains(&to);
         (self.part("Nodes") && named && !(proto == UDP && OVERLAYS.contains(&port)))
             || (self.part("Pods") && pods && !node(to))
@@ -58,9 +61,15 @@ fn selected_by(pod: &Pod, gateway: &Gateway) -> bool {
 
 /// The address of a node.
 fn node(to: IpAddr) -> bool {
-    ["10.244.0.1", "10.244.1.1", "192.168.0.1", "192.168.0.2"]
-        .iter()
-        .any(|a| ip(a) == to)
+    let own = [
+        "10.244.0.1",
+        "10.244.0.9",
+        "10.244.1.0",
+        "10.244.1.1",
+        "192.168.0.1",
+        "192.168.0.2",
+    ];
+    own.iter().any(|a| ip(a) == to)
 }
 
 impl Scenario {

@@ -10,8 +10,8 @@ use super::scenario::{
 };
 
 /// Places in `ADDRESSES`: of nodes, and where most is going on (pods, Services, nodes).
-const NODES: [usize; 3] = [0, 10, 11];
-const BUSY: [usize; 9] = [1, 2, 3, 4, 7, 8, 9, 10, 11];
+const NODES: [usize; 5] = [0, 10, 11, 22, 23];
+const BUSY: [usize; 11] = [1, 2, 3, 4, 7, 8, 9, 10, 11, 22, 23];
 
 fn seldom() -> impl Strategy<Value = bool> {
     prop::bool::weighted(0.15)

@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::make::{
-    TCP, UDP, ask, compiled, index, mk_lockdown, mk_node, mk_pod, mk_raw_slice, mk_service,
-    mk_slice, reason,
+    TCP, UDP, ask, compiled, compiled_with, index, ip, mk_lockdown, mk_node, mk_pod, mk_raw_slice,
+    mk_service, mk_slice, reason, settings,
 };
 use crate::compile::Compiled;
 use crate::index::Object;
 use egress_common::reason::Reason;
 
-fn held(allow: Value, objects: impl IntoIterator<Item = Object>) -> Compiled {
+pub fn held(allow: Value, objects: impl IntoIterator<Item = Object>) -> Compiled {
     let base = [
         mk_pod("shop", "web", "web", &["10.244.0.2"], json!({})),
         mk_lockdown("l", json!({"mode": "Enforce", "allow": allow})),
@@ -55,36 +55,6 @@ fn pods_are_open_and_the_nodes_among_them_are_not() {
     assert_eq!(
         reason(&held(json!({}), [taken]), "web", "10.244.2.1", TCP, 80),
         Reason::Cluster
-    );
-}
-
-#[test]
-fn nodes_are_open_but_for_their_tunnels() {
-    let compiled = held(json!({"cluster": ["Pods", "Nodes"]}), []);
-    for port in [4789, 8472, 6081, 51820] {
-        assert!(
-            !reason(&compiled, "web", "192.168.0.2", UDP, port).passes(),
-            "{port}"
-        );
-        assert_eq!(
-            reason(&compiled, "web", "192.168.0.2", TCP, port),
-            Reason::Cluster
-        );
-        for beside in [port - 1, port + 1] {
-            assert_eq!(
-                reason(&compiled, "web", "192.168.0.2", UDP, beside),
-                Reason::Cluster
-            );
-        }
-    }
-    assert_eq!(
-        reason(&compiled, "web", "192.168.0.2", 1, 0),
-        Reason::Cluster,
-        "ping"
-    );
-    assert_eq!(
-        reason(&compiled, "web", "10.244.0.1", UDP, 80),
-        Reason::Excepted
     );
 }
 
@@ -306,6 +276,47 @@ fn the_api_server_is_where_its_service_says() {
     );
 }
 
+#[test]
+fn slices_that_others_make_of_the_api_servers_service_open_nothing() {
+    let posing = |name: &str, ip: &str| {
+        let ports = json!([{"port": 443, "protocol": "TCP"}]);
+        let Object::EndpointSlice(mut slice) =
+            mk_raw_slice("default", "kubernetes", ports, json!([{"addresses": [ip]}]))
+        else {
+            unreachable!("it was made");
+        };
+        slice.metadata.name = Some(name.into());
+        Object::EndpointSlice(slice)
+    };
+    let api = |ips: Value| {
+        let service = json!({"selector": null, "clusterIPs": ips});
+        [
+            mk_service("default", "kubernetes", "10.96.0.1", 443, service),
+            mk_slice("default", "kubernetes", 6443, &[("172.18.0.2", None)]),
+        ]
+    };
+    let (single, dual) = (json!(["10.96.0.1"]), json!(["10.96.0.1", "fd00:96::1"]));
+    for (ips, name, ip, opens) in [
+        (&single, "kubernetes-abcde", "203.0.113.5", false),
+        (&single, "kubernetes-v6", "2001:db8::5", false),
+        (&dual, "kubernetes-v4", "203.0.113.5", false),
+        (&dual, "kubernetes-v6", "203.0.113.5", false),
+        (&dual, "kubernetes-v6", "2001:db8::5", true),
+    ] {
+        let objects = api(ips.clone()).into_iter().chain([posing(name, ip)]);
+        let compiled = held(json!({}), objects);
+        let direct = reason(&compiled, "web", ip, TCP, 443);
+        assert_eq!(direct.passes(), opens, "{name} {ip}");
+        // kube-proxy would take packets for the Service there as well.
+        let service = reason(&compiled, "web", "10.96.0.1", TCP, 443);
+        assert_eq!(service.passes(), opens, "{name} {ip}");
+        let told = compiled.problems.iter().any(|it| it.object.name == name);
+        assert_eq!(told, !opens, "{name} {ip}");
+        let own = reason(&compiled, "web", "172.18.0.2", TCP, 6443);
+        assert_eq!(own, Reason::Cluster, "{name} {ip}");
+    }
+}
+
 fn dns() -> [Object; 2] {
     let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP"},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP"}, {"name": "metrics", "port": 9153}]);
@@ -351,6 +362,53 @@ fn the_clusters_dns_is_found() {
         assert_eq!(reason(&compiled, "web", to, UDP, 53), Reason::Dns);
         assert_eq!(reason(&compiled, "web", to, TCP, 53), Reason::Dns);
         assert!(!reason(&compiled, "web", to, TCP, 853).passes());
+    }
+}
+
+#[test]
+fn the_dns_of_openshift_is_the_clusters() {
+    let objects = |namespace: &str| {
+        let port = json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]});
+        [
+            mk_service(namespace, "dns-default", "10.96.0.54", 53, port),
+            mk_raw_slice(
+                namespace,
+                "dns-default",
+                json!([{"name": "dns", "port": 5353, "protocol": "UDP"}]),
+                json!([{"addresses": ["10.244.0.3"], "targetRef": {"kind": "Pod", "uid": "u"}}]),
+            ),
+        ]
+    };
+    let allow = || json!({"cluster": []});
+    let compiled = held(allow(), objects("openshift-dns"));
+    for (ip, port) in [("10.96.0.54", 53), ("10.244.0.3", 5353)] {
+        assert_eq!(reason(&compiled, "web", ip, UDP, port), Reason::Dns, "{ip}");
+    }
+    let elsewhere = held(allow(), objects("shop"));
+    assert!(!reason(&elsewhere, "web", "10.96.0.54", UDP, 53).passes());
+}
+
+#[test]
+fn node_local_dns_is_where_the_agent_is_told() {
+    let patch = json!({"metadata": {"labels": {"k8s-app": "node-local-dns"}},
+        "spec": {"hostNetwork": true}});
+    let index = index([
+        mk_pod("shop", "web", "web", &["10.244.0.2"], json!({})),
+        mk_pod("kube-system", "nld", "x", &["192.168.0.1"], patch),
+        mk_lockdown("l", json!({"mode": "Enforce"})),
+    ]);
+    let mut settings = settings();
+    settings.node_local_dns = vec![ip("169.254.25.10"), ip("fd00:96::53")];
+    let compiled = compiled_with(&index, &settings);
+    for (ip, open) in [
+        ("169.254.25.10", true),
+        ("fd00:96::53", true),
+        ("169.254.20.10", false),
+    ] {
+        for proto in [UDP, TCP] {
+            let reason = reason(&compiled, "web", ip, proto, 53);
+            assert_eq!(reason.passes(), open, "{ip}");
+        }
     }
 }
 

@@ -4,13 +4,13 @@
 
 use serde_json::{Value, json};
 
-use super::make::{mk_lockdown, mk_namespace, mk_node, mk_pod, mk_raw_slice};
+use super::make::{mk_annotated_node, mk_lockdown, mk_namespace, mk_pod, mk_raw_slice};
 use crate::index::Object;
 
 pub const NAMESPACES: [&str; 3] = ["istio-egress", "red", "blue"];
 pub const APPS: [&str; 3] = ["gw", "web", "db"];
 /// Addresses that packets go to, and that endpoints, externals and resolvers have.
-pub const ADDRESSES: [&str; 22] = [
+pub const ADDRESSES: [&str; 24] = [
     "10.244.0.1",
     "10.244.0.2",
     "10.244.0.3",
@@ -33,6 +33,8 @@ pub const ADDRESSES: [&str; 22] = [
     "2001:db8::1",
     "fe80::1",
     "fd00:ec2::254",
+    "10.244.0.9",
+    "10.244.1.0",
 ];
 pub const CIDRS: [&str; 17] = [
     "0.0.0.0/0",
@@ -195,7 +197,12 @@ impl Scenario {
 
     pub fn objects(&self) -> Vec<Object> {
         let mut objects = vec![
-            mk_node("n1", &["10.244.1.0/24"], &["192.168.0.1", "192.168.0.2"]),
+            mk_annotated_node(
+                "n1",
+                &["10.244.1.0/24"],
+                &["192.168.0.1", "192.168.0.2"],
+                json!({"projectcalico.org/IPv4VXLANTunnelAddr": "10.244.0.9"}),
+            ),
             mk_namespace("istio-egress", json!({})),
             mk_namespace("red", json!({"held": "yes"})),
             mk_namespace("blue", json!({})),

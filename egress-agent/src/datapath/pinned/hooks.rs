@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
+use aya::programs::loaded_programs;
 
 use super::super::{DeviceHooks, LinkState, clsact, device, links, procfs, sys};
 use super::{Pinned, PinnedError, layouts, list};
@@ -100,7 +100,7 @@ impl Pinned {
                 if hook.target != HookTarget::Device(interface.index()) {
                     continue;
                 }
-                if let Some(first) = hook.comes_first(name) {
+                if let Some(first) = hook.comes_first(interface.index()) {
                     is_ours = true;
                     is_first &= first;
                 }
@@ -113,7 +113,8 @@ impl Pinned {
         devices
     }
 
-    /// Which of these programs the kernel still has.
+    /// Which of these programs the kernel still has: none is found by who may not list programs, which
+    /// takes `CAP_SYS_ADMIN`.
     pub fn loaded(programs: &BTreeSet<u32>) -> BTreeSet<u32> {
         loaded_programs()
             .filter_map(Result::ok)
@@ -158,21 +159,17 @@ impl Pinned {
 }
 
 impl PinnedHook {
-    /// Whether it comes first on the device of this name; none if it is not there.
-    fn comes_first(&self, device: &str) -> Option<bool> {
+    /// Whether it comes first on the device of this index; none if it is not there.
+    fn comes_first(&self, ifindex: u32) -> Option<bool> {
         if self.way == Some(DeviceHooks::Clsact) {
             return match self.filter() {
                 LinkState::Gone | LinkState::Wrong => None,
                 state => Some(state != LinkState::Displaced),
             };
         }
-        let side = if self.pin.ends_with("-ingress") {
-            TcAttachType::Ingress
-        } else {
-            TcAttachType::Egress
-        };
-        let (_, programs) = SchedClassifier::query_tcx(device, side).ok()?;
-        let place = programs.iter().position(|it| it.id() == self.program_id);
+        let (_, direction) = device::parse_pin(&self.pin)?;
+        let programs = sys::query_tcx_programs(ifindex, direction.attach_type()).ok()?;
+        let place = programs.iter().position(|id| *id == self.program_id);
         place.map(|place| place == 0)
     }
 

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use egress_common::limits::{
-    FRAGMENT_NS, ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS, TOUCH_NS,
-    UDP_IDLE_NS,
+    FORGED_NS, FRAGMENT_NS, ICMP_IDLE_NS, OUT_IDLE_NS, TCP_CLOSED_NS, TCP_IDLE_NS, TCP_RESET_NS,
+    TOUCH_NS, UDP_IDLE_NS,
 };
 use egress_common::maps::Endpoint;
 use egress_common::{Outcome, Reason, Side, Verdict};
@@ -46,6 +46,8 @@ pub struct Model {
     from_outside: HashMap<Flow, Seen>,
     by_pod: HashMap<Flow, Seen>,
     fragments: HashMap<Datagram, (u64, Verdict)>,
+    /// When the pod last sent in another's name, and it passed.
+    forged: Option<u64>,
 }
 
 /// The policy of `support/policy.rs`, said again.
@@ -106,6 +108,7 @@ impl Model {
             from_outside: HashMap::new(),
             by_pod: HashMap::new(),
             fragments: HashMap::new(),
+            forged: None,
         }
     }
 
@@ -114,6 +117,7 @@ impl Model {
         self.from_outside.clear();
         self.by_pod.clear();
         self.fragments.clear();
+        self.forged = None;
     }
 
     /// The reason for which a frame of the pod passes; none if it must not.
@@ -172,6 +176,21 @@ impl Model {
         } else {
             address == mapped(self.own4) && self.own4 != [0; 4]
         }
+    }
+
+    /// Whether a frame, which ended for this reason, is in the name of somebody beyond the pod's link.
+    fn is_forged(&self, frame: &[u8], reason: Reason) -> bool {
+        let (v6, src) = match read(self.side, frame) {
+            Some(Reading::Ip(ip)) => (ip.v6, ip.src),
+            // It was read until the transport header.
+            None if reason == Reason::FragmentTiny => match frame[12] {
+                8 => (false, mapped(array(frame, 26).expect("an IPv4 header"))),
+                _ => (true, array(frame, 22).expect("an IPv6 header")),
+            },
+            _ => return false,
+        };
+        let local = v6 && (src == [0; 16] || link_local(src)) || src == mapped([0; 4]);
+        !local && !self.is_own(v6, src)
     }
 
     /// Neighbour discovery and listener reports; none for what policy decides about.
@@ -273,7 +292,7 @@ impl Model {
             let begun = self.by_pod.get(&flow);
             if begun.is_some_and(|seen| self.now - seen.at <= out_idle) {
                 touch(&mut self.by_pod, flow, 0, self.now);
-            } else {
+            } else if self.forged.is_none_or(|at| self.now - at > FORGED_NS) {
                 let seen = Seen {
                     at: self.now,
                     state: 0,
@@ -285,13 +304,23 @@ impl Model {
 
     /// A frame of the pod, and what became of it.
     pub fn sent(&mut self, frame: &[u8], outcome: Outcome) {
+        if matches!(self.side, Side::Device)
+            && outcome.verdict == Verdict::Audit
+            && self.is_forged(frame, outcome.reason)
+            && self.forged.is_none_or(|at| self.now - at > TOUCH_NS)
+        {
+            self.forged = Some(self.now);
+        }
         let Some(Reading::Ip(ip)) = read(self.side, frame) else {
             return;
         };
         let flow = (ip.v6, ip.proto, ip.dst, ip.dst_port, ip.src_port);
         if outcome.reason == Reason::Reply {
-            let state = self.from_outside[&flow].state | closes(&ip, CLOSED_BY_POD);
-            touch(&mut self.from_outside, flow, state, self.now);
+            let known = self.from_outside[&flow].state;
+            let state = known | closes(&ip, CLOSED_BY_POD);
+            if state != known || !is_over(known) {
+                touch(&mut self.from_outside, flow, state, self.now);
+            }
         }
         if ip.part == Part::Later || !matches!(outcome.verdict, Verdict::Pass | Verdict::Audit) {
             return;
@@ -319,11 +348,15 @@ fn is_error(ip: &Ip<'_>) -> bool {
     }
 }
 
-fn idle(proto: u8, state: u8) -> u64 {
+fn is_over(state: u8) -> bool {
     let both = CLOSED_BY_POD | CLOSED_BY_PEER;
+    state & RESET != 0 || state & both == both
+}
+
+fn idle(proto: u8, state: u8) -> u64 {
     match proto {
         TCP if state & RESET != 0 => TCP_RESET_NS,
-        TCP if state & both == both => TCP_CLOSED_NS,
+        TCP if is_over(state) => TCP_CLOSED_NS,
         UDP => UDP_IDLE_NS,
         ICMP | ICMPV6 => ICMP_IDLE_NS,
         _ => TCP_IDLE_NS,

@@ -218,8 +218,9 @@ fn needed(proto: u8) -> usize {
 /// `len` bytes of the body belong to the packet.
 fn transport(ip: &mut Ip<'_>, len: usize, position: usize) -> Option<()> {
     if ip.part == Part::Later {
-        // It must not write over the header of the first.
-        return (position >= needed(ip.proto)).then_some(());
+        // It must not write over the header of the first, which in IPv6 may be of any protocol.
+        let needed = needed(if ip.v6 { TCP } else { ip.proto });
+        return (position >= needed).then_some(());
     }
     let header = &ip.body[..len];
     if len < needed(ip.proto) {

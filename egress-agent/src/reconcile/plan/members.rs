@@ -117,7 +117,8 @@ impl Planner<'_> {
                 .cgroup
                 .and_then(|cgroup| self.observed.cgroups.get(&cgroup));
             let own = own.map(|endpoint| endpoint.slot);
-            let own = own.filter(|slot| !self.observed.slots.contains_key(slot));
+            // 0 is nobody's: of a pod that was let through before it was known.
+            let own = own.filter(|slot| *slot != 0 && !self.observed.slots.contains_key(slot));
             let Some(slot) = own.or_else(|| free.next()) else {
                 let reason = format!("no slot is free: a node takes {} pods", MAX_SLOTS - 1);
                 self.plan.refused.insert(uid.clone(), reason);

@@ -4,21 +4,27 @@
 //! 1. settings; 2. devices that are nobody's yet (`outlying`) are judged by the sender (after 6 where the
 //!    gate does not stand yet); 3. entries that somebody else has put into policies, and policies that are
 //!    new: announced as incomplete, written, completed;
-//! 4. of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
+//! 4. connections end that the node's NAT leads where a pod's new policy doesn't (once more after 6);
+//!    of each pod: its slot, its devices' entries, the egress hook, which learns what is opened
 //!    from outside from then on; 5. flows that stand are taken over; 6. the ingress hook, which
 //!    drops, the devices that it stands on, and the cgroup's entry, which says so;
-//! 7. pods that are gone: cgroup entry (the gate closes), hooks, device entries, slot;
-//! 8. the hooks on kubepods; 9. policies that nobody named before this plan are collected, and
+//! 7. static pods that nobody tells of pass the gate; pods that are gone: cgroup entry (the gate closes),
+//!    hooks, device entries, slot;
+//! 8. the hooks on kubepods; 9. devices go behind the fence whose hooks the plan before has had mark what
+//!    they pass; 10. policies that nobody named before this plan are collected, and
 //!    pins of another layout removed once no hook has a program of it.
 //!
 //! Hooks of another layout look into maps of their own until they are swapped: entries are written
 //! here first, and what the programs write there is taken over just before, and once more after.
+mod fence;
 mod members;
 mod outlying;
 mod pods;
 mod policies;
+mod statics;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use egress_common::maps::Config;
 
@@ -57,9 +63,11 @@ pub fn plan(
         near: BTreeMap::new(),
         adopt: Vec::new(),
         close: Vec::new(),
+        turned: BTreeMap::new(),
         cgroups: BTreeSet::new(),
         devices: BTreeSet::new(),
         unclaimed: BTreeSet::new(),
+        fenced: BTreeSet::new(),
     };
     planner.config();
     planner.mend();
@@ -72,9 +80,13 @@ pub fn plan(
     }
     planner.policies(desired);
     let owners = owners(&members);
+    let before = planner.plan.steps.len();
     for member in members.values() {
         planner.member(member, &owners);
     }
+    let cut = planner.cut();
+    let at = before..before;
+    planner.plan.steps.splice(at, cut.clone());
     let (adopt, close) = (
         std::mem::take(&mut planner.adopt),
         std::mem::take(&mut planner.close),
@@ -82,11 +94,14 @@ pub fn plan(
     planner.plan.steps.extend(adopt);
     planner.carry();
     planner.plan.steps.extend(close);
+    planner.plan.steps.extend(cut);
     if !knows_pods {
         planner.by_sender();
     }
+    planner.statics(desired);
     planner.gone(&members);
     planner.kubepods();
+    planner.fence();
     planner.collect();
     planner.layouts();
     planner.plan
@@ -101,11 +116,15 @@ struct Planner<'a> {
     /// Steps that come after all egress hooks, and those after all flows are taken over.
     adopt: Vec<Step>,
     close: Vec<Step>,
+    /// Policies of the pods that are held otherwise from now on, by address.
+    turned: BTreeMap<IpAddr, Digest>,
     /// What is somebody's.
     cgroups: BTreeSet<u64>,
     devices: BTreeSet<u32>,
     /// Devices that may be a pod's.
     unclaimed: BTreeSet<u32>,
+    /// Devices that belong behind the fence.
+    fenced: BTreeSet<u32>,
 }
 
 impl Planner<'_> {
@@ -115,6 +134,18 @@ impl Planner<'_> {
             policy: None,
             op,
         });
+    }
+
+    /// Ends what a Service's address has led elsewhere than it leads now. Before it may be open, and once
+    /// more when it is: what the pod sends in between begins such a connection anew where the node's NAT
+    /// is behind.
+    fn cut(&mut self) -> Option<Step> {
+        let pods = std::mem::take(&mut self.turned);
+        (!pods.is_empty()).then_some(Step {
+            subject: Subject::Node,
+            policy: None,
+            op: Op::CutDiverted { pods },
+        })
     }
 
     fn config(&mut self) {
@@ -146,11 +177,17 @@ impl Planner<'_> {
         }
         let mut hooked: BTreeSet<u32> = observed.links.keys().map(|(index, _)| *index).collect();
         hooked.extend(observed.devices.keys());
+        hooked.extend(observed.fence.iter().flat_map(|fence| &fence.anywhere));
         for ifindex in hooked {
             if self.devices.contains(&ifindex) {
                 continue;
             }
             let entry = observed.devices.get(&ifindex);
+            let subject = subject(
+                entry.map_or(0, |endpoint| endpoint.slot),
+                Subject::Device(ifindex),
+            );
+            self.let_by(&subject, ifindex);
             // It has come since the node was looked at.
             if entry.is_none()
                 && observed.link(ifindex, Direction::Ingress) == Some(LinkState::BySender)
@@ -158,10 +195,6 @@ impl Planner<'_> {
             {
                 continue;
             }
-            let subject = subject(
-                entry.map_or(0, |endpoint| endpoint.slot),
-                Subject::Device(ifindex),
-            );
             let unclaimed = self.unclaimed.contains(&ifindex);
             if unclaimed && entry.is_some() {
                 self.step(subject.clone(), Op::AttachBySender { ifindex });

@@ -90,9 +90,11 @@ impl Planner<'_> {
             self.plan.steps.push(set(cgroup, base));
             present = Some((cgroup, Some(base)));
         }
+        self.turns(member, &own, present, &base);
         let mut attaches = false;
         for ifindex in &own {
-            let endpoint = Endpoint { flags: 0, ..base };
+            let flags = self.behind_fence(&subject, *ifindex, &base);
+            let endpoint = Endpoint { flags, ..base };
             attaches |= self.device(&subject, *ifindex, endpoint, member);
         }
         if let Some((cgroup, entry)) = present {
@@ -114,6 +116,32 @@ impl Planner<'_> {
             if entry != Some(wanted) {
                 self.close.push(set(cgroup, wanted));
             }
+        }
+    }
+
+    /// Takes note of a pod that is held by another policy from now on, or is held at last. What a pod in the
+    /// node's network sends is judged after the NAT.
+    fn turns(
+        &mut self,
+        member: &Member<'_>,
+        own: &[u32],
+        present: Option<(u64, Option<Endpoint>)>,
+        base: &Endpoint,
+    ) {
+        let is_host = |entry: &Endpoint| entry.flags & FLAG_HOST_NETWORK != 0;
+        let PodKind::Desired(pod) = &member.pod else {
+            return;
+        };
+        let (Hold::Enforce, Some(digest), false) = (pod.hold, pod.policy, is_host(base)) else {
+            return;
+        };
+        let cgroup = present.map(|(_, entry)| entry);
+        let devices = own.iter().map(|ifindex| self.observed.devices.get(ifindex));
+        let mut entries = devices.chain(cgroup.iter().map(Option::as_ref));
+        let same = |entry: &Endpoint| (entry.mode, entry.policy) == (base.mode, base.policy);
+        let was_host = cgroup.flatten().is_some_and(|entry| is_host(&entry));
+        if was_host || !entries.all(|entry| entry.is_some_and(same)) {
+            self.turned.extend(pod.addresses().map(|ip| (ip, digest)));
         }
     }
 

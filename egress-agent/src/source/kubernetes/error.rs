@@ -71,6 +71,11 @@ impl Trouble {
         self.status().is_some_and(|status| status.code == 404)
     }
 
+    /// The agent may not.
+    pub fn is_forbidden(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 403)
+    }
+
     /// How long the API server wants to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         let details = self.status()?.details.as_ref()?;
@@ -84,8 +89,13 @@ impl Trouble {
         match self.status() {
             Some(status) if status.code == 403 => format!(
                 "the agent may not list and watch {resource}: {}. Its ClusterRole needs a rule \
-                 with apiGroups [\"{}\"], resources [\"{}\"], verbs [\"list\", \"watch\"]",
-                status.message, resource.group, resource.plural
+                 with apiGroups [\"{}\"], resources [\"{}\"]{}, verbs [\"list\", \"watch\"]",
+                status.message,
+                resource.group,
+                resource.plural,
+                resource.only_name().map_or_else(String::new, |name| {
+                    format!(", resourceNames [\"{name}\"]")
+                })
             ),
             Some(status) if status.code == 401 => format!(
                 "the API server doesn't accept the agent's credentials: {}",
@@ -156,6 +166,11 @@ mod tests {
         ] {
             assert!(told.contains(part), "no {part} in {told}");
         }
+        let resource = Watch::Definition(Policy::AccessPolicy).resource("a");
+        let told = trouble(403, "Forbidden").explain(&resource);
+        let name = "resourceNames [\"accesspolicies.security.policy.gloo.solo.io\"]";
+        assert!(told.contains(name), "{told}");
+        let resource = Watch::Own(Policy::EgressLockdown).resource("a");
         let told = trouble(404, "NotFound").explain(&resource);
         assert!(
             told.contains("CustomResourceDefinition") && told.contains("v1alpha1"),

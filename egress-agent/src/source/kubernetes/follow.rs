@@ -27,6 +27,9 @@ const RESUMES: u32 = 5;
 /// So often in a row it must be said that there is no such resource, before it is believed: an API
 /// server that has just begun may not know it yet.
 const ABSENT: u32 = 3;
+/// So often in a row it must be said that what a cluster may do without may not be read, before it is
+/// taken for not there: a role that was just made may not have reached the API server's authorizer.
+const FORBIDDEN: u32 = 3;
 
 /// How long is waited.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,8 @@ pub struct Pace {
     /// A watch on which nothing comes for so long (the API server sends a bookmark each minute) is
     /// taken for dead.
     pub silence: Duration,
+    /// What a cluster may do without, and may not be read, is asked for so seldom.
+    pub forbidden: Duration,
 }
 
 impl Default for Pace {
@@ -53,6 +58,7 @@ impl Default for Pace {
             answer: Duration::from_secs(30),
             watch: Duration::from_secs(290),
             silence: Duration::from_mins(2),
+            forbidden: Duration::from_mins(5),
         }
     }
 }
@@ -70,6 +76,8 @@ pub enum Report {
     Failing(Trouble),
     /// There is no such resource, as far as can be told.
     Absent,
+    /// Nobody lets the agent read what a cluster may do without.
+    Forbidden(Trouble),
 }
 
 /// Follows it until `tell` says that nobody listens.
@@ -128,13 +136,25 @@ where
 
     async fn follow(&mut self) -> Result<(), Unheard> {
         let mut wait = Wait::new(self.pace);
-        let mut absent = 0;
+        let (mut absent, mut forbidden) = (0, 0);
         loop {
             let (items, version) = match self.list().await {
                 Ok(listed) => listed,
                 Err(trouble) => {
                     let pause = wait.after(&trouble);
                     tracing::debug!(event = "source_list_failed", watch = %self.watch, %trouble, ?pause);
+                    if self.watch.is_optional() && trouble.is_forbidden() {
+                        forbidden += 1;
+                        if forbidden >= FORBIDDEN {
+                            self.tell(Report::Forbidden(trouble)).await?;
+                            let slow = self.pace.forbidden;
+                            sleep(slow / 2 + wait.jitter(slow)).await;
+                        } else {
+                            sleep(pause).await;
+                        }
+                        continue;
+                    }
+                    forbidden = 0;
                     absent = if trouble.is_absent() { absent + 1 } else { 0 };
                     if absent >= ABSENT {
                         self.tell(Report::Absent).await?;
@@ -144,7 +164,7 @@ where
                     continue;
                 }
             };
-            absent = 0;
+            (absent, forbidden) = (0, 0);
             self.tell(Report::Listed(items)).await?;
             self.tell(Report::Connected).await?;
             if self.watch_from(version, &mut wait).await? {

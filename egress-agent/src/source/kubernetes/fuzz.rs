@@ -11,7 +11,7 @@ use crate::index::Object;
 
 /// Objects that are left when all of `text` has been told: a list, or watch events line by line.
 pub(crate) fn objects(choice: u8, text: &str) -> Vec<Object> {
-    let mut watches: Vec<Watch> = Watch::always().collect();
+    let mut watches: Vec<Watch> = Watch::always(true).collect();
     watches.extend(Policy::SHARED.map(Watch::Gloo));
     watches.push(Watch::OtherPods);
     let watch = &watches[usize::from(choice) % watches.len()];

@@ -50,6 +50,8 @@ pub struct Settings {
     /// While a gateway runs on this node, watch the pods of all nodes: who serves it policy has to
     /// know whose a client's address is.
     pub clients: bool,
+    /// Read Gloo Mesh's kinds too, where they are defined.
+    pub gloo: bool,
     pub pace: Pace,
 }
 
@@ -88,6 +90,8 @@ struct Running {
     synced: bool,
     /// There is no such resource.
     absent: bool,
+    /// It may not be read, and nothing of it is known.
+    forbidden: bool,
     failing: Option<Failing>,
 }
 
@@ -114,7 +118,7 @@ impl Kubernetes {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let source = Self {
             client,
-            wanted: Wanted::new(settings.cluster.clone(), settings.clients),
+            wanted: Wanted::new(settings.cluster.clone(), settings.clients, settings.gloo),
             settings,
             feed,
             store: Store::default(),
@@ -127,6 +131,7 @@ impl Kubernetes {
             health: Health {
                 connected: false,
                 stale_since: None,
+                all_pods: false,
             },
             known_problems: Vec::new(),
             unread: 0,
@@ -217,6 +222,7 @@ impl Kubernetes {
             task: self.tasks.spawn(follower.run()),
             synced: false,
             absent: false,
+            forbidden: false,
             failing: None,
         };
         self.running.insert(watch, running);
@@ -239,8 +245,12 @@ impl Kubernetes {
             Report::Listed(items) => {
                 running.synced = true;
                 running.absent = false;
+                let was_forbidden = std::mem::take(&mut running.forbidden);
                 tracing::debug!(event = "source_listed", %watch, objects = items.len());
                 self.store.listed(&watch, items);
+                if was_forbidden {
+                    self.ask_again();
+                }
             }
             Report::Applied(item) => self.store.applied(&watch, item),
             Report::Gone(key) => self.store.gone(&watch, &key),
@@ -258,6 +268,11 @@ impl Kubernetes {
                     running.failing = None;
                 }
             }
+            Report::Forbidden(trouble) => {
+                running.forbidden = self.store.count(&watch) == 0;
+                let node = &self.settings.node;
+                running.fail(&watch, node, &trouble);
+            }
             Report::Failing(trouble) => {
                 if !(running.absent && trouble.is_absent()) {
                     let node = &self.settings.node;
@@ -267,9 +282,36 @@ impl Kubernetes {
         }
     }
 
+    /// The right to read one of Gloo Mesh's kinds has come, and with it likely those to the others.
+    fn ask_again(&mut self) {
+        let forbidden = self.running.iter().filter(|(_, running)| running.forbidden);
+        for watch in forbidden
+            .map(|(watch, _)| watch.clone())
+            .collect::<Vec<_>>()
+        {
+            if let Some(running) = self.running.remove(&watch) {
+                running.task.abort();
+            }
+            self.start(watch);
+        }
+    }
+
+    /// Whether one of Gloo Mesh's kinds is read. Then one that may not be read is missed: without it
+    /// the others could say something else. Where none may be read, Gloo Mesh is not there for us.
+    fn reads_gloo(&self) -> bool {
+        let mut gloo = self
+            .running
+            .iter()
+            .filter(|(watch, _)| matches!(watch, Watch::Gloo(_)));
+        gloo.any(|(_, running)| !running.absent && !running.forbidden)
+    }
+
     fn publish(&mut self) {
+        let gloo = self.reads_gloo();
+        let missed = |running: &Running| gloo || !running.forbidden;
         if !self.live {
-            if self.running.values().any(|running| !running.synced) {
+            let waits = |running: &Running| !running.synced && missed(running);
+            if self.running.values().any(waits) {
                 return;
             }
             tracing::info!(
@@ -282,11 +324,13 @@ impl Kubernetes {
         let since = self
             .running
             .values()
-            .filter_map(|r| Some(r.failing.as_ref()?.since));
+            .filter(|running| missed(running))
+            .filter_map(|running| Some(running.failing.as_ref()?.since));
         let stale_since = since.min();
         let health = Health {
             connected: stale_since.is_none(),
             stale_since,
+            all_pods: self.running.contains_key(&Watch::OtherPods),
         };
         let changes = self.store.take();
         if changes.is_none() && !whole && health == self.health {
@@ -297,8 +341,11 @@ impl Kubernetes {
         }
         self.health = health;
         let news = changes.map(|changes| {
-            self.tell_problems(&changes.problems);
-            self.known_problems = changes.problems;
+            let mut problems = changes.problems;
+            problems.extend(self.wanted.problems());
+            problems.sort();
+            self.tell_problems(&problems);
+            self.known_problems = problems;
             self.unread = changes.unread;
             (changes.objects, changes.declared)
         });
@@ -337,10 +384,18 @@ impl Running {
             Some(failing) => failing.since,
             None => Timestamp::now(),
         };
-        tracing::warn!(
-            event = "source_watch_failed", %watch, synced = self.synced,
-            "{text}; what is known stands, and it is tried again"
-        );
+        if self.forbidden {
+            tracing::warn!(
+                event = "source_watch_forbidden", %watch,
+                "{text}. Until then Gloo Mesh's objects of this kind are not taken; where there are \
+                 none to be, --gloo off (rbac.gloo of the chart) says so. Asked again now and then"
+            );
+        } else {
+            tracing::warn!(
+                event = "source_watch_failed", %watch, synced = self.synced,
+                "{text}; what is known stands, and it is tried again"
+            );
+        }
         self.failing = Some(Failing { since, told: text });
     }
 }

@@ -1,6 +1,9 @@
 //! From what the API server sends of one object to the object. Each is read by itself, so that one
 //! that is wrong spoils no list. What nobody here uses is dropped before it is read. Pure.
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -9,7 +12,7 @@ use super::watches::{Policy, Watch};
 use crate::api::access_policy::{AccessConfig, Authz};
 use crate::api::lockdown::{ClusterPart, GatewayAccess, Mode, OnDeny};
 use crate::api::status::GatewayStatus;
-use crate::index::{Key, Object};
+use crate::index::{Key, NODE_ADDRESSES, Object};
 use crate::source::{Declared, SourceError};
 
 /// One object of a watch.
@@ -21,6 +24,9 @@ pub struct Item {
     /// Of policy alone.
     pub declared: Option<Box<Declared>>,
     pub content: Content,
+    /// Of what is read of it, where only one watch tells of its kind: kubelets write their Nodes all
+    /// the time, and nothing that matters here is different.
+    pub digest: Option<u64>,
 }
 
 /// What it says.
@@ -49,17 +55,27 @@ pub fn read(watch: &Watch, mut value: Value) -> Option<Item> {
     let version = meta.get("resourceVersion").and_then(Value::as_str);
     let version = version.and_then(|v| v.parse().ok()).unwrap_or(0);
     let declared = declared(watch, &meta, &mut value);
-    let content = match watch {
-        Watch::Definition(_) => Content::Present,
-        _ => content(watch, &key, thin(watch, meta, value)),
+    let mut digest = None;
+    let content = if let Watch::Definition(_) = watch {
+        Content::Present
+    } else {
+        let value = thin(watch, meta, value);
+        if watch.is_alone() {
+            digest = Some(SEED.hash_one(value.to_string()));
+        }
+        content(watch, &key, value)
     };
     Some(Item {
         key,
         version,
         declared,
         content,
+        digest,
     })
 }
+
+/// Nobody outside can have two objects of the same digest.
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// What is told of the object beside its contents.
 fn declared(watch: &Watch, meta: &Value, value: &mut Value) -> Option<Box<Declared>> {
@@ -206,9 +222,10 @@ fn object(watch: &Watch, value: Value) -> Result<Object, (String, String)> {
         Watch::ServiceAccounts => Object::ServiceAccount(typed(value)?),
         Watch::Services => Object::Service(Box::new(typed(value)?)),
         Watch::EndpointSlices => Object::EndpointSlice(Box::new(typed(value)?)),
-        Watch::OwnPods | Watch::GatewayPods { .. } | Watch::OtherPods => {
-            Object::Pod(Box::new(typed(value)?))
-        }
+        Watch::OwnPods
+        | Watch::GatewayPods { .. }
+        | Watch::NamespacePods { .. }
+        | Watch::OtherPods => Object::Pod(Box::new(typed(value)?)),
         Watch::Own(policy) | Watch::Gloo(policy) => match policy {
             Policy::EgressLockdown => Object::EgressLockdown(Box::new(typed(value)?)),
             Policy::VirtualGateway => Object::VirtualGateway(typed(value)?),
@@ -227,6 +244,14 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     })
 }
 
+/// Puts back those annotations that somebody reads.
+fn keep_annotations(meta: &mut Value, annotations: Option<Value>, names: &[&str]) {
+    if let Some(mut annotations) = annotations {
+        keep(&mut annotations, names);
+        meta["annotations"] = annotations;
+    }
+}
+
 /// The object without what nobody here reads.
 fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
     let mut meta = meta;
@@ -242,14 +267,16 @@ fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
             "deletionTimestamp",
         ],
     );
-    let mut annotations = meta.get_mut("annotations").map(Value::take);
+    let annotations = meta.get_mut("annotations").map(Value::take);
     remove(&mut meta, "annotations");
     match watch {
         Watch::Definition(_) | Watch::Namespaces | Watch::ServiceAccounts => {
             return json!({ "metadata": meta });
         }
         Watch::Nodes => {
-            remove(&mut meta, "labels");
+            // What it runs; whatever else its labels say selects nothing.
+            keep_in(&mut meta, "labels", &["kubernetes.io/os"]);
+            keep_annotations(&mut meta, annotations, &NODE_ADDRESSES);
             keep(&mut value, &["spec", "status"]);
             keep_in(&mut value, "spec", &["podCIDR", "podCIDRs"]);
             keep_in(&mut value, "status", &["addresses"]);
@@ -275,13 +302,13 @@ fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
                 keep_in(endpoint, "targetRef", &["kind", "name", "uid"]);
             }
         }
-        Watch::OwnPods | Watch::GatewayPods { .. } | Watch::OtherPods => {
+        Watch::OwnPods
+        | Watch::GatewayPods { .. }
+        | Watch::NamespacePods { .. }
+        | Watch::OtherPods => {
             // What marks the mirror of a static pod.
-            if let Some(annotations) = &mut annotations {
-                let marks = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
-                keep(annotations, &marks);
-                meta["annotations"] = annotations.take();
-            }
+            let marks = ["kubernetes.io/config.mirror", "kubernetes.io/config.hash"];
+            keep_annotations(&mut meta, annotations, &marks);
             keep(&mut value, &["spec", "status"]);
             let fields = [
                 "nodeName",
@@ -310,12 +337,7 @@ fn thin(watch: &Watch, meta: Value, mut value: Value) -> Value {
                 &["phase", "podIP", "podIPs", "conditions"],
             );
             if let Some(status) = value.get_mut("status") {
-                if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
-                    conditions.retain(|c| c.get("type").is_some_and(|t| t == "Ready"));
-                }
-                for condition in items(status, "conditions") {
-                    keep(condition, &["type", "status"]);
-                }
+                keep_readiness(status);
             }
         }
         // What can't be honoured is reported, so nothing of the spec may be dropped.
@@ -346,6 +368,16 @@ const NODE_ACCESS: [&str; 6] = [
 fn keep(value: &mut Value, fields: &[&str]) {
     if let Value::Object(map) = value {
         map.retain(|field, _| fields.contains(&field.as_str()));
+    }
+}
+
+/// Of a pod's conditions.
+fn keep_readiness(status: &mut Value) {
+    if let Some(Value::Array(conditions)) = status.get_mut("conditions") {
+        conditions.retain(|c| c.get("type").is_some_and(|t| t == "Ready"));
+    }
+    for condition in items(status, "conditions") {
+        keep(condition, &["type", "status"]);
     }
 }
 
@@ -463,6 +495,28 @@ mod tests {
             Some("bin")
         );
         assert_eq!(spec.config.authz, Some(Authz::default()));
+    }
+
+    #[test]
+    fn a_node_keeps_the_addresses_of_its_tunnels() {
+        let item = read(
+            &Watch::Nodes,
+            json!({
+                "metadata": { "name": "n", "annotations": {
+                    "projectcalico.org/IPv4VXLANTunnelAddr": "10.244.9.64", "note": "long",
+                } },
+                "spec": { "podCIDRs": ["10.244.9.0/24"] },
+            }),
+        );
+        let Content::Object(object) = item.expect("a name").content else {
+            panic!("an object");
+        };
+        let Object::Node(node) = *object else {
+            panic!("a node");
+        };
+        let annotations = node.metadata.annotations.expect("annotations");
+        let names: Vec<_> = annotations.keys().collect();
+        assert_eq!(names, ["projectcalico.org/IPv4VXLANTunnelAddr"]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ struct Claim {
     version: u64,
     /// Some version of it could be read.
     good: bool,
+    /// Of the version that was read last.
+    digest: Option<u64>,
     /// Kept only of kinds that two groups have, to fall back on when the other's goes.
     object: Option<Box<Object>>,
     /// Of policy alone.
@@ -84,6 +86,7 @@ impl Store {
             version,
             mut declared,
             content,
+            digest,
         } = item;
         let claims = self.watches.entry(watch.clone()).or_default();
         let claim = claims.entry(key.clone()).or_default();
@@ -102,11 +105,14 @@ impl Store {
             Content::Present => return,
             Content::Object(object) => {
                 claim.good = true;
+                let same = digest.is_some() && claim.digest == digest;
+                claim.digest = digest;
                 self.heritage.forget(&id);
                 self.news |= self.wrong.remove(&(watch.clone(), key.clone())).is_some();
-                Some(object)
+                (!same).then_some(object)
             }
             Content::Wrong { error, closed } => {
+                claim.digest = None;
                 let inherited = match &uid {
                     Some(uid) if !claim.good => self.heritage.take(&id, uid),
                     _ => None,

@@ -25,6 +25,10 @@ pub enum Watch {
         namespace: String,
         labels: Labels,
     },
+    /// Pods of other nodes in a namespace of which very many selectors ask.
+    NamespacePods {
+        namespace: String,
+    },
     /// All pods of other nodes.
     OtherPods,
     Own(Policy),
@@ -103,6 +107,13 @@ impl Resource {
         }
         format!("{path}/{}", self.plural)
     }
+
+    /// The one object that is asked for, if it is only one.
+    pub fn only_name(&self) -> Option<&str> {
+        self.field_selector
+            .as_deref()?
+            .strip_prefix("metadata.name=")
+    }
 }
 
 impl fmt::Display for Resource {
@@ -118,8 +129,9 @@ impl fmt::Display for Resource {
 }
 
 impl Watch {
-    /// Watches of every agent, whatever the objects say.
-    pub fn always() -> impl Iterator<Item = Self> {
+    /// Watches of every agent, whatever the objects say; with `gloo` those that tell whether Gloo
+    /// Mesh's kinds are there, too.
+    pub fn always(gloo: bool) -> impl Iterator<Item = Self> {
         let own = [
             Policy::EgressLockdown,
             Policy::VirtualGateway,
@@ -135,8 +147,38 @@ impl Watch {
             Self::OwnPods,
         ]
         .into_iter()
-        .chain(Policy::SHARED.map(Self::Definition))
+        .chain(
+            Policy::SHARED
+                .map(Self::Definition)
+                .into_iter()
+                .filter(move |_| gloo),
+        )
         .chain(own.map(Self::Own))
+    }
+
+    /// Whether a cluster may do without: Gloo Mesh's kinds, which not every agent may read.
+    pub fn is_optional(&self) -> bool {
+        matches!(self, Self::Definition(_) | Self::Gloo(_))
+    }
+
+    /// Whether no other watch may tell of the same objects.
+    pub fn is_alone(&self) -> bool {
+        matches!(
+            self,
+            Self::Namespaces
+                | Self::Nodes
+                | Self::ServiceAccounts
+                | Self::Services
+                | Self::EndpointSlices
+        )
+    }
+
+    /// Whether it tells of pods of other nodes.
+    pub fn is_of_others(&self) -> bool {
+        matches!(
+            self,
+            Self::GatewayPods { .. } | Self::NamespacePods { .. } | Self::OtherPods
+        )
     }
 
     /// Kind of the objects that come of it.
@@ -148,7 +190,10 @@ impl Watch {
             Self::ServiceAccounts => "ServiceAccount",
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
-            Self::OwnPods | Self::GatewayPods { .. } | Self::OtherPods => "Pod",
+            Self::OwnPods
+            | Self::GatewayPods { .. }
+            | Self::NamespacePods { .. }
+            | Self::OtherPods => "Pod",
             Self::Own(policy) | Self::Gloo(policy) => policy.kind(),
         }
     }
@@ -209,6 +254,10 @@ impl Watch {
                 resource.label_selector = Some(terms.join(","));
                 resource.field_selector = Some(format!("spec.nodeName!={node}"));
             }
+            Self::NamespacePods { namespace } => {
+                resource.namespace.clone_from(namespace);
+                resource.field_selector = Some(format!("spec.nodeName!={node}"));
+            }
             Self::OtherPods => {
                 resource.field_selector = Some(format!("spec.nodeName!={node}"));
             }
@@ -249,6 +298,7 @@ impl fmt::Display for Watch {
                 let selector = resource.label_selector.unwrap_or_default();
                 write!(f, "gateway pods {namespace}/{selector}")
             }
+            Self::NamespacePods { namespace } => write!(f, "pods of {namespace}"),
             Self::OtherPods => f.write_str("pods of other nodes"),
             other => write!(f, "{}", other.resource("")),
         }

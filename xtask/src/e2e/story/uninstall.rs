@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Settings;
 use crate::e2e::attempts::{self, token};
@@ -39,6 +39,8 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
         let seen = "not every node had a report, or there was no Lease";
         return Ok(Finding::new(false, seen));
     }
+    // As its kubelet would register it; the others show that nothing else goes.
+    taint(world, &world.nodes[0].name).await?;
     take_off(world, settings).await?;
     let mut left = Vec::new();
     for node in world.cluster.list("Node", "", "").await? {
@@ -80,6 +82,40 @@ async fn off_the_nodes(world: &World, settings: &Settings) -> Result<Finding> {
     Ok(Finding::new(left.is_empty(), seen))
 }
 
+async fn taint(world: &World, node: &str) -> Result<()> {
+    let mut taints = taints(world, node).await?;
+    taints.push(json!({ "key": TAINT, "effect": "NoSchedule" }));
+    set_taints(world, node, &taints).await
+}
+
+/// Takes it off again where nothing else did.
+pub(in crate::e2e) async fn untaint(world: &World, node: &str) -> Result<()> {
+    let mut taints = taints(world, node).await?;
+    let before = taints.len();
+    taints.retain(|taint| taint["key"] != TAINT);
+    if taints.len() == before {
+        return Ok(());
+    }
+    set_taints(world, node, &taints).await
+}
+
+async fn taints(world: &World, node: &str) -> Result<Vec<Value>> {
+    let found = world.cluster.get("Node", "", node).await?;
+    let found = found.unwrap_or_default();
+    Ok(found["spec"]["taints"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default())
+}
+
+async fn set_taints(world: &World, node: &str, taints: &[Value]) -> Result<()> {
+    let tainted = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": node },
+        "spec": { "taints": taints },
+    });
+    world.cluster.apply(&tainted).await
+}
+
 /// What agents have made for themselves in the API server.
 async fn told(world: &World) -> Result<Vec<String>> {
     let mut told = Vec::new();
@@ -96,6 +132,7 @@ async fn told(world: &World) -> Result<Vec<String>> {
 pub(in crate::e2e) async fn take_off(world: &World, settings: &Settings) -> Result<()> {
     let mut values = settings.values(&settings.image, "rbac");
     values["uninstall"] = json!(true);
+    values["startupTaint"] = json!({ "enabled": true });
     world.release.upgrade(&values).await?;
     let system = world.names.system();
     world
