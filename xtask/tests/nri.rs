@@ -24,9 +24,20 @@ mod needs_root {
 
     /// A held cluster whose agent is a plugin of this runtime.
     fn with_runtime(flags: &[&str]) -> (Cluster, Agent, Runtime) {
-        let mut cluster = Cluster::new();
+        let mut cluster = held();
+        let (agent, runtime) = join(&mut cluster, flags);
+        (cluster, agent, runtime)
+    }
+
+    fn held() -> Cluster {
+        let cluster = Cluster::new();
         cluster.lockdown("Enforce", &json!({}));
-        let socket = socket(&cluster);
+        cluster
+    }
+
+    /// Starts a runtime, and an agent that is a plugin of it.
+    fn join(cluster: &mut Cluster, flags: &[&str]) -> (Agent, Runtime) {
+        let socket = socket(cluster);
         cluster.flags = vec!["--nri-socket".to_owned(), socket.display().to_string()];
         cluster
             .flags
@@ -34,7 +45,7 @@ mod needs_root {
         let runtime = Runtime::start(&socket, Settings::default()).expect("a socket");
         let agent = cluster.agent(true);
         runtime.plugin(PATIENCE).expect("the agent registers");
-        (cluster, agent, runtime)
+        (agent, runtime)
     }
 
     fn socket(cluster: &Cluster) -> PathBuf {
@@ -47,16 +58,13 @@ mod needs_root {
         PodSpec::new("bookinfo", &format!("burst-{i}"), number)
     }
 
-    /// That what follows can fail: while the agent does nothing, such a packet gets out.
-    fn leaks_without_the_agent(cluster: &Cluster, agent: &Agent, wire: &Wire) {
-        let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a pid"));
-        kill(pid, Signal::SIGSTOP).expect("stop it");
+    /// That what follows can fail: before the agent was there, such a packet gets out.
+    fn leaks_without_the_agent(cluster: &Cluster, wire: &Wire) {
         let mark = wire.mark();
         let pod = cluster.node.pod(&spec(0)).expect("a pod");
         first_packet(&pod, "nobody asked");
         assert_eq!(seen(wire, mark, "nobody asked"), 1);
         pod.delete().expect("a clean end");
-        kill(pid, Signal::SIGCONT).expect("go on");
     }
 
     /// The object goes when its pod has gone.
@@ -85,9 +93,10 @@ mod needs_root {
         if skipped("the_first_packets_of_pods_that_are_held_meet_their_hooks") {
             return;
         }
-        let (cluster, agent, runtime) = with_runtime(&[]);
+        let mut cluster = held();
         let wire = cluster.node.wire().expect("a recorder");
-        leaks_without_the_agent(&cluster, &agent, &wire);
+        leaks_without_the_agent(&cluster, &wire);
+        let (agent, runtime) = join(&mut cluster, &[]);
         let mark = wire.mark();
         let ratings = SocketAddr::new(plan::pod(12).v4.into(), 9).to_string();
         let (mut held, mut refused) = (Vec::new(), 0);
