@@ -29,7 +29,7 @@ pub use ports::PortSet;
 use cluster::Cluster;
 use gateways::Gateways;
 use policy::{Recipe, World};
-use tables::{Lost, Overflow, Owner};
+use tables::{Beside, Lost, Overflow, Owner};
 
 use crate::index::{Finding, Index, Key, ObjectId, Pod, Problem};
 
@@ -225,14 +225,20 @@ fn left_out(overflows: &[Overflow]) -> Vec<Problem> {
         };
         let others = if nets.len() > 1 { " and elsewhere" } else { "" };
         let place = format!("{}{others}", nets[0]);
-        let why = match lost {
-            Lost::Beside => "together with other lockdowns of the same pod it needs",
-            Lost::Udp | Lost::All => "what is beside ports that Services lead elsewhere needs",
-        };
-        let (what, advice) = match lost {
-            Lost::Beside => ("", "join ranges"),
-            Lost::Udp => ("UDP ", "take NodePorts or external IPs off those Services"),
-            Lost::All => ("", "take NodePorts or external IPs off those Services"),
+        let (what, why, advice) = match lost {
+            Lost::ToGrants => {
+                let why = "together with other lockdowns of the same pod it needs";
+                ("", why, "join ranges")
+            }
+            Lost::ToHoles(closed) => {
+                let what = if closed == Beside::Udp { "UDP " } else { "" };
+                let why = "what is beside ports that Services lead elsewhere needs";
+                (
+                    what,
+                    why,
+                    "take NodePorts or external IPs off those Services",
+                )
+            }
         };
         let reason = format!(
             "{what}left out at {place}: {why} more than {MAX_RANGES} ranges of ports there; {advice}"

@@ -51,17 +51,6 @@ impl Owner {
     }
 }
 
-impl Lost {
-    /// What is said behind the rule that names a hole, of all that is closed for its sake.
-    const fn beside(self) -> &'static str {
-        match self {
-            Self::Beside => "",
-            Self::Udp => ", and there is no room for UDP beside it",
-            Self::All => ", and there is no room beside it",
-        }
-    }
-}
-
 /// What begins at one prefix.
 #[derive(Debug, Default)]
 struct Place {
@@ -92,12 +81,27 @@ pub(super) struct Overflow {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lost {
-    /// All of it, beside other grants.
-    Beside,
-    /// UDP, beside the holes.
+    /// All of it, for want of room beside other grants.
+    ToGrants,
+    /// This, for want of room beside the holes.
+    ToHoles(Beside),
+}
+
+/// What is closed beside holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Beside {
     Udp,
-    /// All of it, beside the holes.
     All,
+}
+
+impl Beside {
+    /// What is said behind the rule that names a hole, of all that is closed for its sake.
+    const fn rule(self) -> &'static str {
+        match self {
+            Self::Udp => ", and there is no room for UDP beside it",
+            Self::All => ", and there is no room beside it",
+        }
+    }
 }
 
 impl Tables {
@@ -243,7 +247,7 @@ impl Tables {
                 set = more;
                 owners.push(&grant.owner);
             } else {
-                left_out(&grant.owner, Lost::Beside);
+                left_out(&grant.owner, Lost::ToGrants);
             }
         }
         if !set.is_empty() {
@@ -256,20 +260,20 @@ impl Tables {
         // already, and then the address is; a hole must not be.
         let mut lost = None;
         let ranges = set.emit(v6).or_else(|| {
-            lost = Some(Lost::Udp);
+            lost = Some(Beside::Udp);
             set.close_all(UDP);
             set.emit(v6)
         });
         let ranges = ranges.unwrap_or_else(|| {
-            lost = Some(Lost::All);
+            lost = Some(Beside::All);
             Vec::new()
         });
         if let Some(lost) = lost {
             for owner in owners {
-                left_out(owner, lost);
+                left_out(owner, Lost::ToHoles(lost));
             }
             if let Some((_, rule)) = &mut deny {
-                rule.push_str(lost.beside());
+                rule.push_str(lost.rule());
             }
         }
         Some(self.prefix_rule(&ranges, deny))
