@@ -1,7 +1,7 @@
 //! The `bench` verb: what the kernel programs cost a packet, and the policy server a request.
 //!
-//! Packets are measured by the kernel (`BPF_PROG_TEST_RUN`), so that benchmark itself needs no
-//! optimised build; the other does.
+//! Packets are measured by the kernel (`BPF_PROG_TEST_RUN`), so those benchmarks need no
+//! optimised build; the last does.
 
 use anyhow::Result;
 
@@ -26,20 +26,28 @@ pub struct Args {
 pub enum Bench {
     /// The kernel programs
     Packet,
+    /// Fence and gate, on the way of a packet that the node forwards
+    Filter,
     /// The policy server, and gateways that ask it
     Checks,
 }
 
 /// Builds what the benchmarks need and runs them.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    if args.only != Some(Bench::Checks) {
+    let wants = |bench| args.only.is_none_or(|only| only == bench);
+    if wants(Bench::Packet) || wants(Bench::Filter) {
         preflight::check("bench")?;
+    }
+    if wants(Bench::Packet) {
         let object = ebpf::build(workspace)?;
         cargo_bench(workspace, args, "packet", &["--profile", "dev"])
             .env("SALLYPORT_EBPF_OBJECT", &object)
             .run()?;
     }
-    if args.only != Some(Bench::Packet) {
+    if wants(Bench::Filter) {
+        cargo_bench(workspace, args, "filter", &["--profile", "dev"]).run()?;
+    }
+    if wants(Bench::Checks) {
         let envoy = envoy::ensure(workspace)?;
         cargo_bench(workspace, args, "checks", &[])
             .env("SALLYPORT_ENVOY", &envoy)
