@@ -10,7 +10,7 @@ mod needs_root {
     use serde_json::json;
 
     use super::support::held::nothing_got_out;
-    use super::support::stranger::{Metrics, Pins, undone};
+    use super::support::stranger::{Metrics, Pins, undone, undone_with};
     use super::support::traffic::Traffic;
     use super::support::{Agent, Cluster, bpf, skipped};
 
@@ -93,6 +93,41 @@ mod needs_root {
         }
     }
 
+    /// It is put back by who keeps it, and by no pass.
+    fn gate(cluster: &Cluster, agent: &mut Agent) {
+        let nft = |script: &str| cluster.node.host().nft(script);
+        for table in ["inet", "bridge", "arp"].map(|family| format!("{family} sallyport-gate")) {
+            let list = |what: &str| nft(&format!("list {what}\n")).unwrap_or_default();
+            // Their names are in quotes.
+            let devices = || list(&format!("set {table} met")).matches('"').count() / 2;
+            let rule = || list(&format!("chain {table} passed")).contains("@met counter");
+            let all = devices();
+            assert!(all > 0 && rule(), "{table}");
+            for (what, script) in [
+                (
+                    "the gate's table deleted",
+                    format!("delete table {table}\n"),
+                ),
+                (
+                    "the gate's rule flushed",
+                    format!("flush chain {table} passed\n"),
+                ),
+                ("its devices forgotten", format!("flush set {table} met\n")),
+            ] {
+                let change = || nft(&script).map(drop).expect("nft");
+                let stands = || rule() && devices() == all;
+                undone_with(
+                    cluster,
+                    &mut *agent,
+                    &["\"gate_changed\""],
+                    what,
+                    change,
+                    stands,
+                );
+            }
+        }
+    }
+
     fn place(cluster: &Cluster, agent: &mut Agent, pins: &Pins, ifindex: u32) {
         let link = pins.link(&format!("dev-{ifindex}-ingress"));
         let before = std::cell::RefCell::new((Vec::new(), None));
@@ -134,6 +169,7 @@ mod needs_root {
 
         hooks_and_entries(&cluster, &mut agent, &pins, ifindex);
         fence(&cluster, &mut agent);
+        gate(&cluster, &mut agent);
         place(&cluster, &mut agent, &pins, ifindex);
 
         for kind in [
@@ -142,6 +178,7 @@ mod needs_root {
             "cgroup-hook",
             "entries",
             "fence",
+            "gate",
         ] {
             assert!(metrics.disturbances(&cluster, kind) > 0, "{kind}");
         }

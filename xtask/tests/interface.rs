@@ -7,8 +7,6 @@ mod needs_root {
     use std::thread::sleep;
     use std::time::Duration;
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
     use xtask::node::{Pod, PodSpec, Process, objects, plan};
 
     use super::support::held::under_counted_traffic;
@@ -78,14 +76,13 @@ mod needs_root {
             let mut flood = flood(&pod);
             for stopped in [false, false, false, true] {
                 let before = covered(cluster, &mut agent, &pod);
-                let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a pid"));
                 if stopped {
-                    kill(pid, Signal::SIGSTOP).expect("stop it");
+                    agent.stall(true);
                 }
                 pod.replace_device().expect("another device");
                 sleep(Duration::from_millis(100));
                 if stopped {
-                    kill(pid, Signal::SIGCONT).expect("go on");
+                    agent.stall(false);
                 }
                 agent.wait(cluster, "the new device's hooks", |cluster| {
                     let (_, got) = cluster.egressctl(&["pods", "get", &pod.id()]);

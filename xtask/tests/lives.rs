@@ -88,7 +88,15 @@ mod needs_root {
         let host = cluster.node.host();
         host.ip("link del second0\n").expect("it goes");
         covered(&mut agent, &cluster, pod, 1);
+        // Whatever the agent does meanwhile: the gate for devices is closed to it, then its sender is judged.
+        agent.wait(&cluster, "a closed gate", |cluster| {
+            cluster.log().contains("\"gate_closed\"").then_some(())
+        });
+        agent.stall(true);
         add();
+        assert!(!gets_out(pod, &wire, "past an agent that hangs"));
+        agent.stall(false);
+        assert!(!gets_out(pod, &wire, "past an agent that goes on"));
         covered(&mut agent, &cluster, pod, 2);
         assert!(!gets_out(pod, &wire, "by the next one"));
         agent.stop();

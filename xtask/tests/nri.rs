@@ -9,8 +9,6 @@ mod needs_root {
     use std::path::PathBuf;
     use std::time::{Duration, SystemTime};
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
     use serde_json::{Value, json};
     use xtask::node::wire::Wire;
     use xtask::node::{Pod, PodSpec, objects, plan};
@@ -201,8 +199,7 @@ mod needs_root {
             return;
         }
         let (cluster, agent, runtime) = with_runtime(&[]);
-        let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a pid"));
-        kill(pid, Signal::SIGSTOP).expect("stop it");
+        agent.stall(true);
         let pod = cluster.node.pod(&spec(1)).expect("a pod");
         assert_eq!(runtime.run_pod_sandbox(&Sandbox::of(&pod)), Answer::Late);
         let wire = cluster.node.wire().expect("a recorder");
@@ -221,7 +218,7 @@ mod needs_root {
         assert_ne!(answer.outcome, "answered");
         assert_eq!(seen(&wire, mark, "the gate"), 0);
         // It comes to itself, is a plugin again, and the next pod is held.
-        kill(pid, Signal::SIGCONT).expect("go on");
+        agent.stall(false);
         runtime.plugin(PATIENCE).expect("it registers again");
         let next = cluster.node.pod(&spec(2)).expect("a pod");
         let answer = runtime.run_pod_sandbox(&Sandbox::of(&next));

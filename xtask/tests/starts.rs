@@ -6,6 +6,8 @@ mod support;
 mod needs_root {
     use std::fs;
     use std::net::{SocketAddr, UdpSocket};
+    use std::thread::sleep;
+    use std::time::Duration;
 
     use serde_json::{Value, json};
     use xtask::node::wire::Wire;
@@ -188,6 +190,63 @@ mod needs_root {
         let mark = wire.mark();
         frame(&newcomer, "it is known");
         assert_eq!(seen(&wire, mark, "it is known"), 1, "nobody holds it");
+        agent.stop();
+    }
+
+    #[test]
+    fn a_pair_that_is_made_on_the_node_and_moved_is_no_way_out() {
+        if skipped("a_pair_that_is_made_on_the_node_and_moved_is_no_way_out") {
+            return;
+        }
+        let cluster = Cluster::new();
+        cluster.lockdown("Enforce", &json!({}));
+        let mut agent = cluster.agent(true);
+        let wire = cluster.node.wire().expect("a recorder");
+        agent.wait(&cluster, "a closed gate", |cluster| {
+            cluster.log().contains("\"gate_closed\"").then_some(())
+        });
+        let spec = PodSpec::new("other", "newcomer", 60);
+        let pod = cluster.node.pod(&spec).expect("a pod");
+        hooked(&cluster, &mut agent, &pod, &["ingress"]);
+        let host = cluster.node.host();
+        let met = |device: &str| {
+            let set = host.nft("list set inet sallyport-gate met\n");
+            set.expect("the gate").contains(&format!("\"{device}\""))
+        };
+        // A stranger's stays on the node, and is let through before long.
+        host.ip("link add here0 type veth peer name here1\n")
+            .expect("a pair");
+        assert!(!met("here0"), "it may go to a pod yet");
+        agent.wait(&cluster, "an open gate", |_| {
+            (met("here0") && met("here1")).then_some(())
+        });
+        // A plugin's is moved while the agent, which has seen it, hangs.
+        host.ip("link add second0 type veth peer name second1\n")
+            .expect("a pair");
+        sleep(Duration::from_millis(300));
+        agent.stall(true);
+        let (inside, outside) = (pod.netns().name(), plan::OUTSIDE.v4);
+        host.ip(&format!(
+            "link set second1 netns {inside}\naddr add 10.99.0.1/24 dev second0\nlink set second0 up\n"
+        ))
+        .expect("it is moved");
+        pod.netns()
+            .ip(&format!(
+                "addr add 10.99.0.2/24 dev second1\nlink set second1 up\n\
+                 route add {outside}/32 via 10.99.0.1 dev second1 src 10.99.0.2\n"
+            ))
+            .expect("the way through it");
+        let mark = wire.mark();
+        by_a_stranger(&pod, "past an agent that hangs");
+        frame(&pod, "past an agent that hangs");
+        assert_eq!(seen(&wire, mark, "past an agent that hangs"), 0);
+        agent.stall(false);
+        agent.wait(&cluster, "an open gate", |_| {
+            by_a_stranger(&pod, "of a stranger");
+            (seen(&wire, mark, "of a stranger") > 0).then_some(())
+        });
+        frame(&pod, "of a pod that is not known");
+        assert_eq!(seen(&wire, mark, "of a pod that is not known"), 0);
         agent.stop();
     }
 

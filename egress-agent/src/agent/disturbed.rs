@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use egress_common::maps::name;
 
 use super::core::Core;
-use super::status::{Notice, Regarding};
+use super::status::{Notice, Notices, Regarding};
 use super::telling::notice;
 use crate::datapath::{CgroupHook, Direction, Kernel, LinkState, Observed};
 use crate::reconcile::{Executor as _, PodStatus};
+use crate::telemetry::Metrics;
 
 /// Something that the last pass left otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +25,8 @@ enum Disturbance {
     Entries(&'static str),
     /// The fence is not as it was, or not there.
     Fence,
+    /// The same of the gate for devices, which no pass puts back but who keeps it.
+    Gate,
 }
 
 impl Disturbance {
@@ -33,6 +37,37 @@ impl Disturbance {
             Self::Cgroup(_) => "cgroup-hook",
             Self::Entries(_) => "entries",
             Self::Fence => "fence",
+            Self::Gate => "gate",
+        }
+    }
+
+    /// In the log.
+    fn event(&self) -> &'static str {
+        match self {
+            Self::Displaced(..) => "hook_displaced",
+            Self::Device(..) | Self::Cgroup(_) => "hook_lost",
+            Self::Entries(_) => "entries_changed",
+            Self::Fence => "fence_changed",
+            Self::Gate => "gate_changed",
+        }
+    }
+
+    /// In Events.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Displaced(..) => "HookDisplaced",
+            Self::Device(..) | Self::Cgroup(_) => "HookLost",
+            Self::Entries(_) => "EntriesChanged",
+            Self::Fence => "FenceChanged",
+            Self::Gate => "GateChanged",
+        }
+    }
+
+    /// None if it is the node's.
+    fn device(&self) -> Option<u32> {
+        match self {
+            Self::Displaced(ifindex, _) | Self::Device(ifindex, _) => Some(*ifindex),
+            Self::Cgroup(_) | Self::Entries(_) | Self::Fence | Self::Gate => None,
         }
     }
 }
@@ -65,7 +100,49 @@ impl fmt::Display for Disturbance {
             Self::Fence => f.write_str(
                 "somebody changed the tables `sallyport` of nf_tables; they are set up again",
             ),
+            Self::Gate => f.write_str(
+                "somebody changed the tables `sallyport-gate` of nf_tables; they are set up again",
+            ),
         }
+    }
+}
+
+/// Tells of what others do to the kernel's state, on whatever thread it is noticed.
+#[derive(Clone, Debug)]
+pub struct Teller {
+    node: String,
+    metrics: Arc<Metrics>,
+    notices: Notices,
+}
+
+impl Teller {
+    /// The gate for devices is not as it was left.
+    pub fn gate_changed(&self) {
+        self.log(&Disturbance::Gate);
+        self.tell_of_node(&Disturbance::Gate);
+    }
+
+    fn log(&self, disturbance: &Disturbance) {
+        let kind = disturbance.kind();
+        self.metrics.disturbed(kind);
+        tracing::warn!(event = disturbance.event(), kind, "{disturbance}");
+    }
+
+    /// As an Event of the node, which kubelet's are of, too.
+    fn tell_of_node(&self, disturbance: &Disturbance) {
+        self.notices.tell(Notice {
+            regarding: Regarding {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                namespace: "default".to_owned(),
+                uid: self.node.clone(),
+                name: self.node.clone(),
+            },
+            warning: true,
+            reason: disturbance.reason(),
+            action: "Hold",
+            note: disturbance.to_string(),
+        });
     }
 }
 
@@ -101,52 +178,28 @@ impl Core {
         self.tell_all(&disturbances);
     }
 
+    /// For who keeps something of the kernel's state beside passes.
+    pub(super) fn teller(&self) -> Teller {
+        Teller {
+            node: self.settings.node_name.clone(),
+            metrics: Arc::clone(&self.metrics),
+            notices: self.board.notices(),
+        }
+    }
+
     fn tell_all(&self, disturbances: &[Disturbance]) {
+        let teller = self.teller();
         for disturbance in disturbances {
-            self.metrics.disturbed(disturbance.kind());
-            let event = match disturbance {
-                Disturbance::Displaced(..) => "hook_displaced",
-                Disturbance::Device(..) | Disturbance::Cgroup(_) => "hook_lost",
-                Disturbance::Entries(_) => "entries_changed",
-                Disturbance::Fence => "fence_changed",
+            teller.log(disturbance);
+            let Some(ifindex) = disturbance.device() else {
+                teller.tell_of_node(disturbance);
+                continue;
             };
-            tracing::warn!(event, kind = disturbance.kind(), "{disturbance}");
-            self.tell(disturbance);
-        }
-    }
-
-    fn tell(&self, disturbance: &Disturbance) {
-        let note = disturbance.to_string();
-        let (ifindex, reason) = match disturbance {
-            Disturbance::Displaced(ifindex, _) => (*ifindex, "HookDisplaced"),
-            Disturbance::Device(ifindex, _) => (*ifindex, "HookLost"),
-            Disturbance::Cgroup(_) => return self.board.notice(self.of_node("HookLost", note)),
-            Disturbance::Entries(_) => {
-                return self.board.notice(self.of_node("EntriesChanged", note));
+            let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
+            if let Some(pod) = self.status.pods.iter().find(has) {
+                let (reason, note) = (disturbance.reason(), disturbance.to_string());
+                self.board.notice(notice(pod, true, reason, note));
             }
-            Disturbance::Fence => return self.board.notice(self.of_node("FenceChanged", note)),
-        };
-        let has = |pod: &&PodStatus| pod.devices.iter().any(|device| device.ifindex == ifindex);
-        if let Some(pod) = self.status.pods.iter().find(has) {
-            self.board.notice(notice(pod, true, reason, note));
-        }
-    }
-
-    /// What happened to this node; kubelet's Events name it so, too.
-    fn of_node(&self, reason: &'static str, note: String) -> Notice {
-        let name = self.settings.node_name.clone();
-        Notice {
-            regarding: Regarding {
-                api_version: "v1".to_owned(),
-                kind: "Node".to_owned(),
-                namespace: "default".to_owned(),
-                uid: name.clone(),
-                name,
-            },
-            warning: true,
-            reason,
-            action: "Hold",
-            note,
         }
     }
 }

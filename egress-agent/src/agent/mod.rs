@@ -221,6 +221,7 @@ async fn begin_of_pods(options: &Options, core: &Core, tasks: &mut JoinSet<()>) 
         early: core.reconciler.executor.datapath.early()?,
         gate: newcomers::gate(options.unknown_pods),
         armed: core.armed(),
+        teller: core.teller(),
     };
     if means.early.is_some() || means.gate.is_some() {
         newcomers::follow(means)?;

@@ -5,7 +5,7 @@
 //! through the gate. So whoever dies in between, or has not begun yet, nothing leaves by a device that has no
 //! hook. Below Linux 6.6 there is no such hook, and the gate closes only while no agent runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::UnknownPods;
+use super::disturbed::Teller;
 use crate::datapath::{DatapathError, Early};
 use crate::fence::{Fence, State};
 use crate::netlink::NetlinkError;
@@ -23,6 +24,9 @@ use crate::node::{Newcomers, Veth};
 const CHECK: Duration = Duration::from_millis(500);
 /// The gate closes so soon after the programs know all pods.
 const AT_FIRST: Duration = Duration::from_millis(20);
+/// A pair that stays on the node is let through after so long: network plugins may make one there, and then move
+/// an end of it into a pod.
+const SETTLED: Duration = Duration::from_secs(1);
 /// All devices are looked at so often, whatever was told.
 const RESYNC: Duration = Duration::from_secs(10);
 
@@ -36,6 +40,8 @@ pub struct Means {
     /// The programs know all pods that there were before: until then a hook, or the gate, could stop one of
     /// these.
     pub armed: Arc<AtomicBool>,
+    /// Told of what strangers do to the gate.
+    pub teller: Teller,
 }
 
 /// The gate for devices; none where pods that are not known pass, and then one from before is taken down.
@@ -65,6 +71,9 @@ pub fn follow(means: Means) -> Result<()> {
         seen: None,
         looked: Instant::now(),
         left: false,
+        is_unsure: false,
+        unhooked: BTreeSet::new(),
+        stays: BTreeMap::new(),
     };
     let thread = thread::Builder::new().name("newcomers".to_owned());
     thread
@@ -81,6 +90,12 @@ struct Keeper {
     looked: Instant,
     /// Some device could not be let through.
     left: bool,
+    /// Something failed half done: what is there may be nobody else's doing.
+    is_unsure: bool,
+    /// Devices that no hook could be set on, which was said.
+    unhooked: BTreeSet<u32>,
+    /// Since when those with both ends on the node are known.
+    stays: BTreeMap<u32, Instant>,
 }
 
 impl Keeper {
@@ -112,6 +127,7 @@ impl Keeper {
             }
             if let Err(error) = self.check() {
                 tracing::warn!(event = "gate_unreadable", %error, "it is left as it is, and looked at again");
+                self.is_unsure = true;
                 thread::sleep(CHECK);
             }
         }
@@ -128,25 +144,57 @@ impl Keeper {
             // The pass that arms it finds the device.
             return;
         }
-        let ifindex = veth.ifindex;
-        if let Err(error) = self.hook(veth) {
-            tracing::warn!(event = "newcomer_unhooked", ifindex, %error, "tried again");
+        if !self.is_settled(veth) || !self.hook(veth) {
             self.left = true;
             return;
         }
-        if let (Some(gate), true) = (&mut self.means.gate, stands)
-            && let Err(error) = gate.add(ifindex)
-        {
+        let ifindex = veth.ifindex;
+        if stands && let Err(error) = self.let_through(ifindex) {
             tracing::warn!(event = "newcomer_shut_out", ifindex, %error, "tried again");
             self.left = true;
         }
     }
 
-    fn hook(&self, veth: Veth) -> Result<(), DatapathError> {
-        match &self.means.early {
-            Some(early) if veth.leads_out => early.hook(veth.ifindex).map(drop),
-            _ => Ok(()),
+    /// Whether it is known if the device leads out.
+    fn is_settled(&mut self, veth: Veth) -> bool {
+        if veth.leads_out {
+            self.stays.remove(&veth.ifindex);
+            return true;
         }
+        let since = self.stays.entry(veth.ifindex);
+        since.or_insert_with(Instant::now).elapsed() >= SETTLED
+    }
+
+    /// Whether nothing stands against letting the device through. What does is said once.
+    fn hook(&mut self, veth: Veth) -> bool {
+        let ifindex = veth.ifindex;
+        let done: Result<(), DatapathError> = match &self.means.early {
+            Some(early) if veth.leads_out => early.hook(ifindex).map(drop),
+            _ => Ok(()),
+        };
+        match done {
+            Ok(()) => {
+                self.unhooked.remove(&ifindex);
+                true
+            }
+            Err(error) => {
+                if self.unhooked.insert(ifindex) {
+                    tracing::warn!(event = "newcomer_unhooked", ifindex, %error, "tried again until it works");
+                }
+                false
+            }
+        }
+    }
+
+    fn let_through(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
+        if let Some(gate) = &mut self.means.gate {
+            gate.add(ifindex)?;
+        }
+        if let Some(seen) = &mut self.seen {
+            seen.devices.insert(ifindex);
+            seen.anywhere.insert(ifindex);
+        }
+        Ok(())
     }
 
     /// Has the gate stand, with all devices in its set that may be there.
@@ -160,46 +208,44 @@ impl Keeper {
             return Ok(());
         }
         let is_same = state.stands && self.seen.as_ref() == Some(&state);
-        if is_same && !self.left && self.looked.elapsed() < RESYNC {
+        let due = if self.left { CHECK } else { RESYNC };
+        if is_same && self.looked.elapsed() < due {
             return Ok(());
         }
-        let was_there = self.seen.as_ref().is_some_and(|seen| seen.stands);
+        if !self.is_unsure && self.seen.as_ref().is_some_and(|seen| *seen != state) {
+            self.means.teller.gate_changed();
+        }
         self.looked = Instant::now();
         self.left = false;
         let present = self.newcomers.present()?;
+        let is_present = |ifindex: &u32| present.devices.contains(ifindex);
+        self.unhooked.retain(is_present);
+        self.stays.retain(|ifindex, _| is_present(ifindex));
         let mut met = BTreeSet::new();
         for veth in present.veths {
-            let ifindex = veth.ifindex;
             // Who was there before the gate is not cut off by it, and a pass has seen to its hooks.
-            if state.is_there
-                && !state.anywhere.contains(&ifindex)
-                && let Err(error) = self.hook(veth)
-            {
-                tracing::warn!(event = "newcomer_unhooked", ifindex, %error, "tried again");
+            let is_new = state.is_there && !state.anywhere.contains(&veth.ifindex);
+            if is_new && !(self.is_settled(veth) && self.hook(veth)) {
                 self.left = true;
                 continue;
             }
-            met.insert(ifindex);
+            met.insert(veth.ifindex);
+        }
+        if state.stands {
+            for ifindex in met.difference(&state.devices) {
+                self.let_through(*ifindex)?;
+            }
         }
         let Some(gate) = &mut self.means.gate else {
             return Ok(());
         };
         if state.stands {
-            for ifindex in met.difference(&state.devices) {
-                gate.add(*ifindex)?;
-            }
-            let gone = |ifindex: &&u32| !present.devices.contains(ifindex);
-            for ifindex in state.anywhere.iter().filter(gone) {
+            for ifindex in state.anywhere.iter().filter(|it| !is_present(it)) {
                 gate.remove(*ifindex)?;
             }
         } else {
             gate.raise(&met)?;
-            if was_there {
-                tracing::warn!(
-                    event = "gate_changed",
-                    "somebody changed the tables `sallyport-gate` of nf_tables; they are set up again"
-                );
-            } else {
+            if self.seen.is_none() {
                 tracing::info!(
                     event = "gate_closed",
                     devices = met.len(),
@@ -208,6 +254,7 @@ impl Keeper {
             }
         }
         self.seen = Some(gate.look()?);
+        self.is_unsure = false;
         Ok(())
     }
 }

@@ -19,6 +19,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use xtask::node::objects::{self, StateDirectory};
 use xtask::node::{Backend, Node, NodeOptions, Pod, PodSpec, Service, ServicePort, patience, plan};
@@ -453,6 +455,20 @@ impl Agent {
         self.child.id()
     }
 
+    /// Stops it, or has it go on.
+    pub fn stall(&self, stop: bool) {
+        self.signal(if stop {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        });
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("a signal");
+    }
+
     pub fn kill(mut self) {
         self.child.kill().expect("kill -9");
         self.child.wait().expect("wait");
@@ -460,8 +476,7 @@ impl Agent {
 
     /// Tells it to end, and waits.
     pub fn stop(mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        self.signal(Signal::SIGTERM);
         let status = self.child.wait().expect("wait");
         assert!(status.success(), "the agent ended with {status}");
     }

@@ -61,7 +61,7 @@ pub fn settled(cluster: &Cluster) {
     }
 }
 
-/// Does it, and waits until it is undone; three times.
+/// Does it, and waits until a pass has undone it; three times.
 pub fn undone(
     cluster: &Cluster,
     agent: &mut Agent,
@@ -70,21 +70,32 @@ pub fn undone(
     deed: impl Fn(),
     is_back: impl Fn() -> bool,
 ) {
+    // What is done while a pass undoes it already may be undone with it, and not told apart.
+    undone_with(cluster, agent, &[event, PASS], what, deed, is_back);
+}
+
+/// Does it, and waits until it is undone and the log has a new line with each of these; three times.
+pub fn undone_with(
+    cluster: &Cluster,
+    agent: &mut Agent,
+    lines: &[&str],
+    what: &str,
+    deed: impl Fn(),
+    is_back: impl Fn() -> bool,
+) {
     let mut best = Duration::MAX;
     for _ in 0..TRIES {
-        let count = |cluster: &Cluster, event: &str| cluster.log().matches(event).count();
-        let (told, passes) = (count(cluster, event), count(cluster, PASS));
+        let count = |line: &str| cluster.log().matches(line).count();
+        let before: Vec<usize> = lines.iter().map(|line| count(line)).collect();
         let begun = Instant::now();
         deed();
         agent.wait(cluster, what, |_| is_back().then_some(()));
         best = best.min(begun.elapsed());
-        agent.wait(cluster, &format!("{what}: its telling"), |cluster| {
-            (count(cluster, event) > told).then_some(())
-        });
-        // What is done while a pass undoes it already may be undone with it, and not told apart.
-        agent.wait(cluster, &format!("{what}: the pass's end"), |cluster| {
-            (count(cluster, PASS) > passes).then_some(())
-        });
+        for (line, before) in lines.iter().zip(before) {
+            agent.wait(cluster, &format!("{what}: {line}"), |_| {
+                (count(line) > before).then_some(())
+            });
+        }
         // What was lost meanwhile is sent again by then: cuts in a row would add up.
         sleep(RECOVERY);
     }

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 pub use events::{Notice, Regarding};
 pub use findings::Findings;
 pub use lease::Terms;
-pub use news::{Board, Following};
+pub use news::{Board, Following, Notices};
 pub use withdraw::withdraw;
 
 /// Field manager of `EgressNode`s.

@@ -58,7 +58,7 @@ impl SharedHistory {
 pub struct Board {
     news: watch::Sender<Arc<News>>,
     history: SharedHistory,
-    notices: Option<mpsc::Sender<Notice>>,
+    notices: Notices,
     next: News,
     /// Digests of what is declared now.
     seen: Realized,
@@ -81,7 +81,7 @@ impl Board {
     pub fn new() -> (Self, Following) {
         let (sender, notices) = mpsc::channel(QUEUE);
         let board = Self {
-            notices: Some(sender),
+            notices: Notices(Some(sender)),
             ..Self::default()
         };
         let following = Following {
@@ -169,9 +169,25 @@ impl Board {
         });
     }
 
-    /// Tells that something happened to a pod of this node.
+    /// Tells that something happened to this node or a pod of it.
     pub fn notice(&self, notice: Notice) {
-        if let Some(notices) = &self.notices
+        self.notices.tell(notice);
+    }
+
+    /// For who tells on another thread.
+    pub fn notices(&self) -> Notices {
+        self.notices.clone()
+    }
+}
+
+/// Takes what becomes an Event; a default one forgets it.
+#[derive(Clone, Debug, Default)]
+pub struct Notices(Option<mpsc::Sender<Notice>>);
+
+impl Notices {
+    /// Tells that something happened to this node or a pod of it.
+    pub fn tell(&self, notice: Notice) {
+        if let Some(notices) = &self.0
             && notices.try_send(notice).is_err()
         {
             tracing::debug!(
