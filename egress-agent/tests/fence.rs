@@ -84,10 +84,10 @@ fn needs_root_the_gate_is_found_again_beside_the_fence() {
     assert_eq!(fence.look().unwrap().devices, BTreeSet::from([1]));
     // Written by hand it is the same.
     nft("flush chain inet sallyport-gate passed; \
-         add rule inet sallyport-gate passed meta iifkind \"veth\" iif != @met counter name dropped drop");
+         add rule inet sallyport-gate passed iif != @met meta iifkind \"veth\" counter name dropped drop");
     assert!(gate.look().unwrap().stands);
     nft("flush chain inet sallyport-gate passed; \
-         add rule inet sallyport-gate passed meta iifkind \"dummy\" iif != @met counter name dropped drop");
+         add rule inet sallyport-gate passed iif != @met meta iifkind \"dummy\" counter name dropped drop");
     assert!(!gate.look().unwrap().stands);
     assert!(Fence::end(Part::Fence).unwrap());
     assert!(gate.look().unwrap().is_there);

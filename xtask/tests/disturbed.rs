@@ -100,7 +100,7 @@ mod needs_root {
             let list = |what: &str| nft(&format!("list {what}\n")).unwrap_or_default();
             // Their names are in quotes.
             let devices = || list(&format!("set {table} met")).matches('"').count() / 2;
-            let rule = || list(&format!("chain {table} passed")).contains("@met counter");
+            let rule = || list(&format!("chain {table} passed")).contains("@met meta iifkind");
             let all = devices();
             assert!(all > 0 && rule(), "{table}");
             for (what, script) in [

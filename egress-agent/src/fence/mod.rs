@@ -419,7 +419,7 @@ fn raise(part: Part, family: Family, devices: &[u32]) -> Vec<Message> {
         self::order(DELTABLE, 0, family, &[(1, Text(part.table()))]),
         order(NEWTABLE, &rules::table(part)),
         order(NEWCHAIN, &rules::chain(part)),
-        order(NEWSET, &rules::new_set(part)),
+        order(NEWSET, &rules::new_set(part, devices.len())),
         order(NEWOBJ, &rules::counter(part)),
     ];
     for rule in rules::rules(part) {
