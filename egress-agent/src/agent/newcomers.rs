@@ -126,8 +126,9 @@ impl Keeper {
                 }
             }
             if let Err(error) = self.check() {
-                tracing::warn!(event = "gate_unreadable", %error, "it is left as it is, and looked at again");
-                self.is_unsure = true;
+                if !std::mem::replace(&mut self.is_unsure, true) {
+                    tracing::warn!(event = "gate_failed", %error, "it is looked at again until it is as it should be");
+                }
                 thread::sleep(CHECK);
             }
         }
@@ -221,10 +222,14 @@ impl Keeper {
         let is_present = |ifindex: &u32| present.devices.contains(ifindex);
         self.unhooked.retain(is_present);
         self.stays.retain(|ifindex, _| is_present(ifindex));
+        // Who was there before the gate is not cut off by it, and a pass has seen to its hooks.
+        let is_first = !state.is_there && self.seen.is_none();
+        // Somebody may have emptied the set.
+        let mut known = state.anywhere.clone();
+        known.extend(self.seen.iter().flat_map(|seen| &seen.anywhere));
         let mut met = BTreeSet::new();
         for veth in present.veths {
-            // Who was there before the gate is not cut off by it, and a pass has seen to its hooks.
-            let is_new = state.is_there && !state.anywhere.contains(&veth.ifindex);
+            let is_new = !is_first && !known.contains(&veth.ifindex);
             if is_new && !(self.is_settled(veth) && self.hook(veth)) {
                 self.left = true;
                 continue;
