@@ -123,6 +123,16 @@ mod needs_root {
         assert_eq!(code, Some(0), "{removed}");
         assert!(!cluster.node.bpffs().join("sallyport").exists());
         assert!(open(), "no program is left");
+        // Where the pins were removed by hand, the tables are still taken down; and then nothing is there.
+        let host = cluster.node.host();
+        let tables = || host.nft("list tables\n").expect("nft");
+        let before = tables();
+        host.nft("add table inet sallyport-gate\nadd table bridge sallyport\n")
+            .expect("nft");
+        let (code, removed) = cluster.egressctl(&["uninstall", "--yes"]);
+        assert_eq!((code, tables()), (Some(0), before), "{removed}");
+        let (code, _) = cluster.egressctl(&["uninstall", "--yes"]);
+        assert_eq!(code, Some(1), "nothing is installed");
         // And it can come back.
         cluster
             .state

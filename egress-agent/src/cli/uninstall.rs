@@ -50,10 +50,7 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: &Args) -> Result<()> {
     let mut removed = match Pinned::all(&globals.bpffs) {
-        Err(PinnedError::NotInstalled { root, .. }) if args.if_installed || args.stay => {
-            eprintln!("nothing is installed at {}", root.display());
-            Vec::new()
-        }
+        Err(error @ PinnedError::NotInstalled { .. }) => not_installed(globals, args, error)?,
         pinned => uninstall(globals, args, pinned?)?,
     };
     let taint = args.startup_taint_key.as_deref();
@@ -114,9 +111,10 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
     }
     let mut hooks = Vec::new();
     let mut roots = Vec::new();
-    refuse_elsewhere(&pinned)?;
     for pinned in &pinned {
-        hooks.extend(pinned.own_hooks()?);
+        let own = pinned.own_hooks()?;
+        refuse_elsewhere(&own)?;
+        hooks.extend(own);
         roots.push(pinned.root().display().to_string());
     }
     if !args.yes {
@@ -127,14 +125,8 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
         ))?;
     }
     let programs: BTreeSet<u32> = hooks.iter().map(|hook| hook.program_id).collect();
-    let mut removed = Vec::new();
     // First: what no hook marks any more does not come by it.
-    for part in fence::Part::ALL {
-        let table = part.table();
-        if Fence::end(part).with_context(|| format!("can't take down nf_tables/{table}"))? {
-            removed.push(format!("nf_tables/{table}"));
-        }
-    }
+    let mut removed = take_down_tables()?;
     for pinned in pinned {
         removed.extend(pinned.remove()?);
     }
@@ -156,17 +148,40 @@ fn uninstall(globals: &Globals, args: &Args, pinned: Vec<Pinned>) -> Result<Vec<
     Ok(removed)
 }
 
-/// From another network namespace the fence would stay, and cut off what no hook marks any more.
-fn refuse_elsewhere(pinned: &[Pinned]) -> Result<()> {
-    for pinned in pinned {
-        let hooks = pinned.own_hooks()?;
-        let on_device = |hook: &PinnedHook| matches!(hook.target, HookTarget::Device(_));
-        if hooks.iter().any(on_device) && Pinned::hooked_devices(&hooks).is_empty() {
-            bail!(
-                "none of the devices that are hooked is in this network namespace: run it in the node's \
-                 (nsenter --net=/proc/1/ns/net egressctl uninstall)"
-            );
+/// Where somebody has removed the pins, tables are left, and cut off whoever comes.
+fn not_installed(globals: &Globals, args: &Args, error: PinnedError) -> Result<Vec<String>> {
+    let tables = if args.yes && !agent::read(&globals.run_dir).running {
+        take_down_tables()?
+    } else {
+        Vec::new()
+    };
+    if tables.is_empty() && !args.if_installed && !args.stay {
+        return Err(error.into());
+    }
+    eprintln!("{error}");
+    Ok(tables)
+}
+
+/// Those of fence and gate that are in this network namespace.
+fn take_down_tables() -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for part in fence::Part::ALL {
+        let table = part.table();
+        if Fence::end(part).with_context(|| format!("can't take down nf_tables/{table}"))? {
+            removed.push(format!("nf_tables/{table}"));
         }
+    }
+    Ok(removed)
+}
+
+/// From another network namespace the fence would stay, and cut off what no hook marks any more.
+fn refuse_elsewhere(hooks: &[PinnedHook]) -> Result<()> {
+    let on_device = |hook: &PinnedHook| matches!(hook.target, HookTarget::Device(_));
+    if hooks.iter().any(on_device) && Pinned::hooked_devices(hooks).is_empty() {
+        bail!(
+            "none of the devices that are hooked is in this network namespace: run it in the node's \
+             (nsenter --net=/proc/1/ns/net egressctl uninstall)"
+        );
     }
     Ok(())
 }
