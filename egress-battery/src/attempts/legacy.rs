@@ -97,10 +97,13 @@ pub(super) fn emptied(attempt: impl FnOnce(String) -> Result<(), Trouble>) -> Re
         Ok(()) => attempt(words(there.is_empty(), &tables)),
         Err(error) => Err(failed("empty a table of iptables-legacy")(error)),
     };
-    for (table, counters) in done {
-        let back = table.put_back(&counters);
-        back.map_err(failed("put back a table of iptables-legacy"))?;
-    }
+    // Each of them, whatever became of those before.
+    let back = done
+        .iter()
+        .map(|(table, counters)| table.put_back(counters));
+    let back: Vec<io::Result<()>> = back.collect();
+    let back: io::Result<()> = back.into_iter().collect();
+    back.map_err(failed("put back a table of iptables-legacy"))?;
     attempted
 }
 

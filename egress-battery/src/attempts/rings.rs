@@ -62,7 +62,7 @@ const SOL_XDP: i32 = 283;
 /// Of one frame in the memory, and of each ring.
 const CHUNK: usize = 4096;
 const ENTRIES: u32 = 2;
-/// Where the transmit ring has its producer and its descriptors, and how long all of it may be.
+/// How long the transmit ring may be, all in all.
 const RING: usize = 4096;
 
 /// The device must be one that has no room for the socket's own pages, as a veth: the kernel then

@@ -29,8 +29,6 @@ fn sent_on(ground: &Ground) -> Result<(), Trouble> {
     let device = &*ground.device;
     ip(&format!("link add {NAME} type ifb\nlink set {NAME} up\n"))?;
     let attempted = redirected(ground, device);
-    // It goes with its filters; where it was not added there is nothing to remove.
-    let _ = tc(&format!("qdisc del dev {device} clsact\n"));
     let attempted = attempted.and_then(|()| {
         tc(&format!(
             "qdisc change dev {NAME} root tbf rate 1gbit burst 4000 limit 100000\n"
@@ -50,8 +48,17 @@ fn sent_on(ground: &Ground) -> Result<(), Trouble> {
 fn redirected(ground: &Ground, device: &str) -> Result<(), Trouble> {
     tc(&format!(
         "qdisc add dev {NAME} root tbf rate 800bit burst 1600 limit 100000\n\
-         qdisc add dev {device} clsact\n\
-         filter add dev {device} egress protocol all u32 match u32 0 0 \
+         qdisc add dev {device} clsact\n"
+    ))?;
+    let sent = by_filter(ground, device);
+    // It goes with its filters. One that the pod had before could not be added, and stays.
+    tc(&format!("qdisc del dev {device} clsact\n"))?;
+    sent
+}
+
+fn by_filter(ground: &Ground, device: &str) -> Result<(), Trouble> {
+    tc(&format!(
+        "filter add dev {device} egress protocol all u32 match u32 0 0 \
          action mirred egress redirect dev {NAME}\n"
     ))?;
     let payload = [ground.token(), &[0; 1200]].concat();

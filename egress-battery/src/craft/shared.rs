@@ -1,4 +1,5 @@
-//! Memory that a process and the kernel both write: rings of packet and `AF_XDP` sockets.
+//! Memory that a process and the kernel both look into: rings of packet and `AF_XDP` sockets, their frames, and
+//! counters that the kernel gives back.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};

@@ -46,12 +46,12 @@ pub(crate) unsafe fn set_option(
     }
 }
 
-/// Reads an option into the value, which some options take a question from; how much was written.
+/// Reads an option into the value, which some options take a question from.
 pub(crate) fn get_option(
     socket: &OwnedFd,
     (level, option): (i32, i32),
     value: &mut [u8],
-) -> io::Result<usize> {
+) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: the value is as long as is said.
     let done = unsafe {
@@ -64,9 +64,10 @@ pub(crate) fn get_option(
         )
     };
     if done == -1 {
-        return Err(io::Error::last_os_error());
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
-    usize::try_from(length).map_err(io::Error::other)
 }
 
 /// Binds to an address of any family, as its bytes.

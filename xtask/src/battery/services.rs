@@ -242,7 +242,7 @@ fn by(world: &World, pod: &Pod, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A client in this namespace, by TCP and UDP, whom the pod sees as one of these.
+/// A client in this namespace, by UDP and by TCP, by which the pod sees it as one of these.
 fn both(netns: &Netns, to: SocketAddr, seen: Both) -> Result<()> {
     tcp(netns, to, seen)?;
     udp(netns, to)
