@@ -42,7 +42,6 @@ struct Case {
     over: usize,
 }
 
-/// Ratios are over the first one.
 const CASES: [Case; 7] = [
     case("without fence and gate", None, None, false, 0),
     case("gate, open to the device", None, Some(true), false, 0),
@@ -298,16 +297,13 @@ fn print(json: bool, times: &[f64]) {
     let rows: Vec<(&str, f64, &str, f64)> = CASES
         .iter()
         .zip(times)
-        .map(|(case, time)| {
-            let (over, base) = (CASES[case.over].name, times[case.over]);
-            (case.name, *time, over, time - base)
-        })
+        .map(|(case, time)| (case.name, *time, CASES[case.over].name, times[case.over]))
         .collect();
     if json {
         let rows: Vec<_> = rows
             .iter()
-            .map(|(name, time, over, more)| {
-                serde_json::json!({"case": name, "ns": time, "over": over, "more_ns": more})
+            .map(|(name, time, over, base)| {
+                serde_json::json!({"case": name, "ns": time, "over": over, "more_ns": time - base})
             })
             .collect();
         println!("{:#}", serde_json::json!({"forwarding": rows}));
@@ -315,9 +311,12 @@ fn print(json: bool, times: &[f64]) {
     }
     println!("forwarding a packet; median of {ROUNDS} rounds of {FRAMES} each,");
     println!("{} other devices in the sets\n", OTHERS.len());
-    println!("{:<30} {:>8} {:>8} {:>7}", "CASE", "NS", "MORE", "RATIO");
-    for (name, time, _, more) in rows {
-        let ratio = time / (time - more);
-        println!("{name:<30} {time:>8.0} {more:>8.1} {ratio:>7.2}");
+    println!(
+        "{:<30} {:>5} {:>6} {:>6}  OVER",
+        "CASE", "NS", "MORE", "RATIO"
+    );
+    for (name, time, over, base) in rows {
+        let (more, ratio) = (time - base, time / base);
+        println!("{name:<30} {time:>5.0} {more:>6.0} {ratio:>6.2}  {over}");
     }
 }

@@ -45,7 +45,9 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
             .run()?;
     }
     if wants(Bench::Filter) {
-        cargo_bench(workspace, args, "filter", &["--profile", "dev"]).run()?;
+        cargo_bench(workspace, args, "filter", &["--profile", "dev"])
+            .env("SALLYPORT_EBPF_OBJECT", workspace.ebpf_object())
+            .run()?;
     }
     if wants(Bench::Checks) {
         let envoy = envoy::ensure(workspace)?;

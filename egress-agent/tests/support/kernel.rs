@@ -59,7 +59,7 @@ impl Kernel {
         Self::load_for(DeviceHooks::Tcx)
     }
 
-    /// The same of the object for kernels below 6.6, which lies beside the other.
+    /// The same of the object for kernels below 6.6.
     pub fn load_in_parts() -> Self {
         Self::load_for(DeviceHooks::Clsact)
     }
