@@ -2,14 +2,9 @@
 
 use crate::fence::{Fence, Part};
 
-/// The fence.
-pub fn open() -> Option<Fence> {
-    part(Part::Fence)
-}
-
 /// None where the kernel has no `nf_tables`: the hooks hold without it, but for what the kernel itself hands on
 /// past them, and what leaves by a new device before its hook stands.
-pub fn part(part: Part) -> Option<Fence> {
+pub fn open(part: Part) -> Option<Fence> {
     let table = part.table();
     match Fence::open(part) {
         Ok((fence, missing)) => {

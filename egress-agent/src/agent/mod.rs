@@ -45,6 +45,7 @@ pub use run_dir::{LAST_GOOD, Ready, RunDir};
 
 use crate::datapath::pinned::Pinned;
 use crate::datapath::{Datapath, Kernel};
+use crate::fence::Part;
 use crate::node::{Kubepods, Scout, Watcher};
 use crate::nri;
 use crate::policy_server::xds::XdsStatus;
@@ -90,7 +91,7 @@ pub async fn run(options: Options) -> Result<()> {
         event = "loaded", pins = %datapath.pins().root().display(),
         kubepods = %kubepods.path.display(), device_hooks = hooks.name(), instructions = ?datapath.verified_instructions()
     );
-    let mut kernel = Kernel::new(datapath, Box::<Conntrack>::default()).with_fence(fence::open());
+    let mut kernel = kernel_of(datapath);
     own_pod::let_through(&mut kernel, &kubepods)?;
     let gateways = Gateways::new(&options);
     let pinned = Pinned::open(&options.bpffs)?;
@@ -173,6 +174,12 @@ pub async fn run(options: Options) -> Result<()> {
     tasks.shutdown().await;
     tracing::info!(event = "stopped", "what is pinned stays in force");
     Ok(())
+}
+
+/// The kernel that passes write to, with a fence where it has what that takes.
+fn kernel_of(datapath: Datapath) -> Kernel {
+    let kernel = Kernel::new(datapath, Box::<Conntrack>::default());
+    kernel.with_fence(fence::open(Part::Fence))
 }
 
 fn place_check() -> Interval {

@@ -48,7 +48,7 @@ pub struct Means {
 pub fn gate(unknown: UnknownPods) -> Option<Fence> {
     use crate::fence::Part::Gate;
     if unknown == UnknownPods::Deny {
-        return super::fence::part(Gate);
+        return super::fence::open(Gate);
     }
     if let Err(error) = Fence::end(Gate) {
         tracing::error!(

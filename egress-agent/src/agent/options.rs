@@ -72,7 +72,8 @@ pub struct Options {
     )]
     pub run_dir: PathBuf,
 
-    /// What happens to packets of pods that no object tells of (yet).
+    /// What happens to packets of pods that no object tells of (yet), and to what comes from a veth that no
+    /// agent has looked at.
     #[arg(long, env = "SALLYPORT_UNKNOWN_PODS", value_enum, default_value_t = UnknownPods::Deny)]
     pub unknown_pods: UnknownPods,
 

@@ -73,7 +73,7 @@ pub struct Facts {
     pub families: BTreeSet<Family>,
     /// Interface indices in all of their sets.
     pub devices: BTreeSet<u32>,
-    /// Packets that no hook had passed.
+    /// Packets that no hook had passed; at the gate, from devices that no agent had looked at.
     pub dropped: BTreeMap<Family, u64>,
 }
 
@@ -203,7 +203,7 @@ impl Fence {
         Ok(state)
     }
 
-    /// Packets that were dropped because no hook had passed them.
+    /// Packets that were dropped, as [`Facts::dropped`].
     pub fn dropped(&mut self) -> Result<BTreeMap<Family, u64>, NetlinkError> {
         let mut dropped = BTreeMap::new();
         for family in self.families.clone() {
@@ -212,7 +212,7 @@ impl Fence {
                 (2, Text(COUNTER)),
                 (3, Word(NFT_OBJECT_COUNTER)),
             ];
-            let answer = self.get("read the fence's counter", GETOBJ, family, &named)?;
+            let answer = self.get("read the packet filter's counter", GETOBJ, family, &named)?;
             let packets = answer.and_then(|payload| {
                 let data = attribute(&payload, NFGENMSG, 4)?;
                 let packets = attribute(data, 0, 2)?;
@@ -229,7 +229,7 @@ impl Fence {
         let families = self.families.iter();
         let raise = |family: &Family| raise(self.part, *family, &devices);
         let orders: Vec<Message> = families.flat_map(raise).collect();
-        self.orders("set up the fence", &orders, true)
+        self.orders("set up the packet filter's tables", &orders, true)
     }
 
     /// At the fence: from now on nothing comes from this device but what its hook has marked. At the gate: it is
@@ -246,7 +246,7 @@ impl Fence {
                 )
             })
             .collect();
-        self.orders("put a device behind the fence", &orders, true)
+        self.orders("add a device to the packet filter's sets", &orders, true)
     }
 
     /// At the fence: what comes from this device is let by. At the gate: nothing does from a veth of this index.
@@ -258,7 +258,11 @@ impl Fence {
                 family,
                 &rules::elements(self.part, &[ifindex]),
             )];
-            match self.orders("let a device by the fence", &orders, true) {
+            match self.orders(
+                "take a device out of the packet filter's sets",
+                &orders,
+                true,
+            ) {
                 Err(error) if error.errno() == Some(Errno::ENOENT) => {}
                 other => other?,
             }
@@ -272,7 +276,7 @@ impl Fence {
         for family in self.families.clone() {
             if self.table(family, &[])?.is_some() {
                 let orders = [order(DELTABLE, 0, family, &[(1, Text(self.part.table()))])];
-                self.orders("take down the fence", &orders, true)?;
+                self.orders("take down a table of the packet filter", &orders, true)?;
                 was_there = true;
             }
         }
@@ -297,16 +301,26 @@ impl Fence {
         wanted: &[(u16, value::Value)],
     ) -> Result<Option<bool>, NetlinkError> {
         let named = [(1, Text(self.part.table()))];
-        let found = self.get("look at the fence's table", GETTABLE, family, &named)?;
+        let found = self.get(
+            "look at the packet filter's table",
+            GETTABLE,
+            family,
+            &named,
+        )?;
         Ok(found.map(|found| value::are_in(wanted, &found, NFGENMSG)))
     }
 
     /// Whether chain, set and rules are as they should be.
     fn is_whole(&mut self, family: Family) -> Result<bool, NetlinkError> {
         let named = [(1, Text(self.part.table())), (3, Text(CHAIN))];
-        let chain = self.get("look at the fence's chain", GETCHAIN, family, &named)?;
+        let chain = self.get(
+            "look at the packet filter's chain",
+            GETCHAIN,
+            family,
+            &named,
+        )?;
         let named = [(1, Text(self.part.table())), (2, Text(self.part.set()))];
-        let set = self.get("look at the fence's set", GETSET, family, &named)?;
+        let set = self.get("look at the packet filter's set", GETSET, family, &named)?;
         let has = |found: Option<Vec<u8>>, wanted: &[_]| {
             found.is_some_and(|found| value::are_in(wanted, &found, NFGENMSG))
         };
@@ -314,7 +328,7 @@ impl Fence {
             return Ok(false);
         }
         let named = [(1, Text(self.part.table())), (2, Text(CHAIN))];
-        let found = self.list("list the fence's rules", GETRULE, family, &named)?;
+        let found = self.list("list the packet filter's rules", GETRULE, family, &named)?;
         let wanted = rules::rules(self.part);
         Ok(found.len() == wanted.len()
             && wanted
@@ -325,7 +339,12 @@ impl Fence {
 
     fn devices(&mut self, family: Family) -> Result<BTreeSet<u32>, NetlinkError> {
         let named = [(1, Text(self.part.table())), (2, Text(self.part.set()))];
-        let found = self.list("list the fence's devices", GETSETELEM, family, &named)?;
+        let found = self.list(
+            "list the packet filter's devices",
+            GETSETELEM,
+            family,
+            &named,
+        )?;
         let lists = found
             .iter()
             .filter_map(|payload| attribute(payload, NFGENMSG, 3));

@@ -315,8 +315,8 @@ fn disturbances(registry: &mut Registry) -> Family<DisturbanceLabels, Counter> {
     let disturbances = Family::<DisturbanceLabels, Counter>::default();
     registry.register(
         "disturbances",
-        "Hooks and entries that somebody else took off, went before or changed, and that were put \
-         back, by kind",
+        "Hooks, entries and tables of nf_tables that somebody else took off, went before or changed, \
+         and that were put back, by kind",
         disturbances.clone(),
     );
     disturbances
